@@ -1,0 +1,463 @@
+"""Relevance feedback (section III.2): marks on shown images turn into a new ranking.
+
+A *learner* ranks the database from marks; a simulated user marks an image relevant if it has the
+query's class. In every round the user is shown the best images that were not shown before; marks
+accumulate, and the query itself is a positive. Learners never see a label that was not marked.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from air_jax import metrics, retrieval, svm
+from air_jax.progress import Progress
+from air_jax.retrieval import PADDING, Database
+
+BLOCK = 64  # queries at a time
+TOP = 10  # images of each ranking that are kept for the report
+
+
+class Space(NamedTuple):
+    """The database as learners see it: without labels.
+
+    Attributes:
+        database: codes as the Baseline measures distances on them.
+        standardised: [N, D] float32, the same with unit variance in each dimension, for SVMs.
+        scale: [D] float32, the deviations that they were divided by.
+    """
+
+    database: Database
+    standardised: jax.Array
+    scale: jax.Array
+
+
+class Marks(NamedTuple):
+    """What users said of shown images, B queries in a block.
+
+    Attributes:
+        positions: [B, M] int32 in the database.
+        relevant: [B, M] bool.
+    """
+
+    positions: np.ndarray
+    relevant: np.ndarray
+
+
+class Ranking(NamedTuple):
+    """What a learner makes of marks.
+
+    Attributes:
+        scores: [B, N] float32, higher is better.
+        learnt: [B] bool: false where the marks were of one kind only, nothing could be learnt,
+            and the ranking stays as it was.
+        pseudo_negatives: [B, P] database positions that it took for irrelevant unseen; P may be 0.
+    """
+
+    scores: jax.Array
+    learnt: np.ndarray
+    pseudo_negatives: np.ndarray
+
+
+# learner(space, centred queries [B, D], marks, one seed for each query) -> Ranking
+Learner = Callable[[Space, np.ndarray, Marks, list[list[int]]], Ranking]
+
+
+def make_space(codes: np.ndarray) -> Space:
+    """Prepare database codes [N, D] for learners."""
+    database = retrieval.make_database(codes)
+    std = jnp.std(database.codes, axis=0)
+    scale = jnp.where(std > 1e-12, std, 1)
+    return Space(database, database.codes / scale, scale)
+
+
+def baseline_scores(space: Space, queries: np.ndarray) -> jax.Array:
+    """The first retrieval's ranking: minus the squared distance, [B, N]; `queries` centred."""
+    return _negative_distances(jnp.asarray(queries), space.database)
+
+
+@jax.jit
+def _negative_distances(queries: jax.Array, database: Database) -> jax.Array:
+    return -retrieval.squared_distances(queries, database)
+
+
+def no_feedback(space: Space, queries: np.ndarray, marks: Marks, seeds: list[list[int]]) -> Ranking:
+    """The paper's Baseline: distances to the query, whatever was marked."""
+    everyone = np.ones(len(queries), bool)
+    return Ranking(baseline_scores(space, queries), everyone, _nothing(queries))
+
+
+def rocchio(
+    space: Space,
+    queries: np.ndarray,
+    marks: Marks,
+    seeds: list[list[int]],
+    *,
+    alpha: float,
+    beta: float,
+    gamma: float,
+) -> Ranking:
+    """Rocchio's query: alpha q + beta mean(relevant) - gamma mean(irrelevant), then distances."""
+    codes = np.asarray(space.database.codes[marks.positions])
+    moved = alpha * queries
+    for weight, chosen in ((beta, marks.relevant), (-gamma, ~marks.relevant)):
+        count = chosen.sum(axis=1, keepdims=True)
+        total = np.einsum("bm,bmd->bd", chosen.astype(np.float32), codes)
+        moved = moved + weight * total / np.maximum(count, 1)
+    everyone = np.ones(len(queries), bool)
+    scores = baseline_scores(space, moved.astype(np.float32))
+    return Ranking(scores, everyone, _nothing(queries))
+
+
+def support_vector(
+    space: Space,
+    queries: np.ndarray,
+    marks: Marks,
+    seeds: list[list[int]],
+    *,
+    kernel: str,
+    C: float,
+    class_weight: str | None = None,
+    pseudo_negatives: int = 0,
+) -> Ranking:
+    """An SVM on the marked images and the query; signed distance to its hyperplane.
+
+    With `pseudo_negatives` as many random images of the database that are not marked join the
+    irrelevant ones: most of a large database is irrelevant to any query.
+    """
+    size = len(space.standardised)
+    drawn = np.stack(
+        [
+            _draw_unmarked(size, positions, pseudo_negatives, np.random.default_rng(seed))
+            for positions, seed in zip(marks.positions, seeds, strict=True)
+        ]
+    )
+    positions = np.concatenate([marks.positions, drawn], axis=1)
+    codes = np.asarray(space.standardised[positions])
+    own = (queries / np.asarray(space.scale))[:, None, :]
+    samples = np.concatenate([own, codes], axis=1)
+    relevant = np.concatenate(
+        [np.ones((len(queries), 1), bool), marks.relevant, np.zeros(drawn.shape, bool)], axis=1
+    )
+    learnt = ~relevant.all(axis=1)
+    machines = svm.stack(
+        [
+            svm.fit(x, np.where(y, 1, -1), kernel=kernel, C=C, class_weight=class_weight)
+            if two_classes
+            else svm.untrained(*x.shape)
+            for x, y, two_classes in zip(samples, relevant, learnt, strict=True)
+        ]
+    )
+    return Ranking(svm.decisions(kernel, machines, space.standardised), learnt, drawn)
+
+
+def _draw_unmarked(
+    size: int, marked: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """`count` different positions below `size` that are not in `marked`; fewer if there are."""
+    if not count:
+        return np.zeros(0, np.int64)
+    candidates = rng.choice(size, min(size, count + len(marked)), replace=False)
+    return candidates[~np.isin(candidates, marked)][:count]
+
+
+def _nothing(queries: np.ndarray) -> np.ndarray:
+    return np.zeros((len(queries), 0), np.int64)
+
+
+LEARNERS: dict[str, Learner] = {
+    "none": no_feedback,
+    "svc": partial(support_vector, kernel="rbf", C=10.0),
+    "svc_linear": partial(support_vector, kernel="linear", C=1.0),
+    "svc_pseudo": partial(
+        support_vector, kernel="rbf", C=10.0, class_weight="balanced", pseudo_negatives=200
+    ),
+    "rocchio": partial(rocchio, alpha=1.0, beta=0.75, gamma=0.15),
+}
+
+
+def parameters(learner: str) -> dict[str, Any]:
+    """What a learner was fixed to, for the report."""
+    return dict(getattr(LEARNERS[learner], "keywords", {}))
+
+
+class Round(NamedTuple):
+    """One block of queries after a round of feedback; round 0 is the first retrieval.
+
+    Attributes:
+        number: of the round.
+        scores: [B, N] float32.
+        marks: all that were made so far.
+        pseudo_negatives: [B, P] that the learner drew in this round.
+        seconds: that showing, marking and learning took.
+    """
+
+    number: int
+    scores: jax.Array
+    marks: Marks
+    pseudo_negatives: np.ndarray
+    seconds: float
+
+
+@partial(jax.jit, static_argnames="count")
+def _best_unmarked(scores: jax.Array, marked: jax.Array, count: int) -> jax.Array:
+    rows = jnp.arange(len(scores))[:, None]
+    _, positions = retrieval.nearest(scores.at[rows, marked].set(-jnp.inf), count)
+    return positions
+
+
+def rounds(
+    learner: Learner,
+    space: Space,
+    queries: np.ndarray,
+    judge: Callable[[np.ndarray], np.ndarray],
+    *,
+    count: int,
+    marks_per_round: int,
+    seeds: list[list[int]],
+) -> Iterator[Round]:
+    """Simulate a session for each query of a block.
+
+    Args:
+        learner: makes the ranking of each round.
+        space: the database.
+        queries: [B, D] centred.
+        judge: the user: database positions [B, n] -> relevant or not, bool [B, n]. Labels are
+            known to it alone.
+        count: rounds of feedback.
+        marks_per_round: images shown and marked in each.
+        seeds: for learners that draw, one for each query.
+
+    Yields:
+        Round 0, before any mark, to round `count`.
+    """
+    started = time.monotonic()
+    scores = jax.block_until_ready(baseline_scores(space, queries))
+    empty = np.zeros((len(queries), 0), np.int32)
+    marks = Marks(empty, empty.astype(bool))
+    yield Round(0, scores, marks, _nothing(queries), time.monotonic() - started)
+    for number in range(1, count + 1):
+        started = time.monotonic()
+        shown = np.asarray(_best_unmarked(scores, marks.positions, marks_per_round))
+        marks = Marks(
+            np.concatenate([marks.positions, shown], axis=1),
+            np.concatenate([marks.relevant, judge(shown)], axis=1),
+        )
+        ranking = learner(space, queries, marks, [[*seed, number] for seed in seeds])
+        scores = jnp.where(ranking.learnt[:, None], ranking.scores, scores)
+        scores.block_until_ready()
+        yield Round(number, scores, marks, ranking.pseudo_negatives, time.monotonic() - started)
+
+
+class Simulation(NamedTuple):
+    """A learner's sessions, query by query; R rounds and round 0.
+
+    Attributes:
+        ap: [Q, R + 1] average precision over the whole database (full AP, the paper's).
+        residual_ap: [Q, R + 1] over the database without the images marked so far; NaN where no
+            relevant image is left.
+        baseline_residual_ap: [Q, R + 1] the first retrieval's ranking, on that same residual set.
+        residual_precision: [Q, R + 1] precision at 10 of the residual ranking.
+        relevant_marks: [Q, R + 1] int32, marks so far that were relevant.
+        marks: [Q, R + 1] int32, marks so far.
+        pseudo_negatives: [Q, R + 1] int32, images that the learner took for irrelevant unseen.
+        pseudo_relevant: [Q, R + 1] int32, how many of those were in truth relevant.
+        top: [Q, R + 1, 10] int32, the first images of each ranking.
+        marked: [Q, M] int32, the images marked, in the order in which they were shown.
+        seconds: [R + 1] float64, for all queries together, evaluation not counted.
+    """
+
+    ap: np.ndarray
+    residual_ap: np.ndarray
+    baseline_residual_ap: np.ndarray
+    residual_precision: np.ndarray
+    relevant_marks: np.ndarray
+    marks: np.ndarray
+    pseudo_negatives: np.ndarray
+    pseudo_relevant: np.ndarray
+    top: np.ndarray
+    marked: np.ndarray
+    seconds: np.ndarray
+
+
+def simulate(
+    learner: str,
+    space: Space,
+    query_codes: np.ndarray,
+    query_labels: np.ndarray,
+    database_labels: np.ndarray,
+    *,
+    rounds_count: int,
+    marks_per_round: int,
+    seed: int = 0,
+    block: int = BLOCK,
+) -> Simulation:
+    """Let the simulated user give feedback for every query, and judge each round's ranking.
+
+    Args:
+        learner: one of `LEARNERS`.
+        space: the database.
+        query_codes: [Q, D] not centred.
+        query_labels: [Q].
+        database_labels: [N]; only the user and the metrics see them.
+        rounds_count: rounds of feedback.
+        marks_per_round: images marked in each.
+        seed: for learners that draw.
+        block: queries at a time.
+
+    Raises:
+        ValueError: the codes do not fit the database.
+    """
+    queries = retrieval.centre(space.database, query_codes)
+    relevant = retrieval.relevant_items(query_labels, database_labels)
+    count = len(queries)
+    block = min(block, count)
+    parts = []
+    with Progress(f"feedback {learner}", count, unit="queries") as progress:
+        for start in range(0, count, block):
+            rows = np.resize(np.arange(start, min(start + block, count)), block)
+            labels = query_labels[rows, None]
+            sessions = rounds(
+                LEARNERS[learner],
+                space,
+                queries[rows],
+                lambda shown, labels=labels: database_labels[shown] == labels,
+                count=rounds_count,
+                marks_per_round=marks_per_round,
+                seeds=[[seed, int(row)] for row in rows],
+            )
+            judged = _judge_rounds(sessions, relevant[rows], labels, database_labels)
+            kept = min(block, count - start)
+            parts.append(
+                judged._replace(
+                    **{
+                        name: values[:kept]
+                        for name, values in judged._asdict().items()
+                        if name != "seconds"
+                    }
+                )
+            )
+            progress.advance(kept)
+    return Simulation(
+        *(np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:-1]),
+        seconds=np.sum([part.seconds for part in parts], axis=0),
+    )
+
+
+_ranks = jax.jit(retrieval.ranks)
+
+
+def _judge_rounds(
+    sessions: Iterator[Round], relevant: np.ndarray, labels: np.ndarray, database_labels: np.ndarray
+) -> Simulation:
+    """Metrics of one block: `relevant` [B, R] positions, `labels` [B, 1] of the queries."""
+    size = len(database_labels)
+    split = relevant.shape[1]
+    columns: list[tuple[np.ndarray, ...]] = []
+    baseline: jax.Array | None = None
+    for result in sessions:
+        baseline = result.scores if baseline is None else baseline
+        items = jnp.asarray(np.concatenate([relevant, result.marks.positions], axis=1))
+        now, first = (np.asarray(_ranks(-scores, items)) for scores in (result.scores, baseline))
+        residual, residual_first = (
+            metrics.residual_ranks(ranks[:, :split], ranks[:, split:], size)
+            for ranks in (now, first)
+        )
+        has_residual = (residual < size).any(axis=1)
+        pseudo = result.pseudo_negatives
+        columns.append(
+            (
+                metrics.average_precision(now[:, :split], size),
+                metrics.average_precision(residual, size),
+                metrics.average_precision(residual_first, size),
+                np.where(has_residual, metrics.precision_at(residual, TOP), np.nan),
+                result.marks.relevant.sum(axis=1),
+                np.full(len(labels), result.marks.positions.shape[1]),
+                np.full(len(labels), pseudo.shape[1]),
+                (database_labels[pseudo] == labels).sum(axis=1),
+                np.asarray(retrieval.nearest(result.scores, min(TOP, size))[1]),
+            )
+        )
+        marked, seconds = result.marks.positions, result.seconds
+        columns[-1] += (seconds,)
+    *arrays, seconds = zip(*columns, strict=True)
+    return Simulation(
+        *(np.stack(values, axis=1) for values in arrays),
+        marked=marked,
+        seconds=np.array(seconds),
+    )
+
+
+def summarise(simulation: Simulation, query_labels: np.ndarray) -> list[dict[str, Any]]:
+    """The rounds as `results.json` holds them; nulls have a reason beside them."""
+    summary = []
+    for number in range(simulation.ap.shape[1]):
+        ap, residual, baseline, precision = (
+            values[:, number]
+            for values in (
+                simulation.ap,
+                simulation.residual_ap,
+                simulation.baseline_residual_ap,
+                simulation.residual_precision,
+            )
+        )
+        relevant, marks = simulation.relevant_marks[:, number], simulation.marks[:, number]
+        drawn = int(simulation.pseudo_negatives[:, number].sum())
+        entry = {
+            "round": number,
+            "map": metrics.mean(ap),
+            "map_ci95": metrics.bootstrap_interval(ap, query_labels),
+            "residual_map": metrics.mean(residual),
+            "residual_map_ci95": metrics.bootstrap_interval(residual, query_labels),
+            "baseline_residual_map": metrics.mean(baseline),
+            "residual_precision_at_10": metrics.mean(precision),
+            "no_relevant": int(np.count_nonzero(relevant == 0)),
+            "no_irrelevant": int(np.count_nonzero(relevant == marks)),
+            "residual_empty": int(np.count_nonzero(np.isnan(residual))),
+            "pseudo_negatives": drawn,
+            "pseudo_negatives_relevant": int(simulation.pseudo_relevant[:, number].sum()),
+            "seconds": float(simulation.seconds[number]),
+        }
+        if number == 0:
+            entry |= dict.fromkeys(("no_relevant", "no_irrelevant"))
+            entry["no_relevant_reason"] = entry["no_irrelevant_reason"] = "no marks in round 0"
+        if entry["residual_map"] is None:
+            entry["residual_map_reason"] = "no query has an unmarked relevant image left"
+        summary.append(entry)
+    return summary
+
+
+def validate(config: ml_collections.ConfigDict, database_size: int) -> None:
+    """Raise ValueError, naming the key, if `config.feedback` cannot be simulated."""
+    for learner in config.learners:
+        if learner not in LEARNERS:
+            raise ValueError(f"feedback.learners: {learner!r} is not one of {', '.join(LEARNERS)}")
+    if config.rounds < 1 or config.marks_per_round < 1:
+        raise ValueError(
+            f"feedback.rounds={config.rounds}, feedback.marks_per_round={config.marks_per_round}: "
+            "expected at least 1 each"
+        )
+    if config.rounds * config.marks_per_round > database_size:
+        raise ValueError(
+            f"feedback.rounds={config.rounds} times feedback.marks_per_round={config.marks_per_round} "
+            f"are more images than the {database_size} of the database"
+        )
+
+
+def choose_queries(labels: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Positions of `count` random queries, as many of each class as can be; all for 0. Sorted."""
+    if not count or count >= len(labels):
+        return np.arange(len(labels))
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    # The how-manieth of its class each one is: the first of every class, then the second, ...
+    nth = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        nth[members] = np.arange(len(members))
+    order = shuffled[np.argsort(nth[shuffled], kind="stable")]
+    return np.sort(order[:count])

@@ -1,0 +1,104 @@
+"""Batches of training images, in the same order from each of three loaders.
+
+`resident` keeps the data set on the device, `tfdata` streams it through tf.data, `host` slices
+arrays in RAM. Order comes from `permutation(fold_in(key, epoch))`: it depends on nothing that
+would have to be saved, so a run that resumes in the middle of an epoch sees the batches that an
+uninterrupted one sees.
+"""
+
+import collections
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from air_jax.sharding import by_rows, replicated
+
+LOADERS = ("auto", "resident", "tfdata", "host")
+
+# loader(epoch, first) yields the batches of an epoch from its batch number `first` on.
+Loader = Callable[[int, int], Iterator[jax.Array]]
+
+
+def epoch_order(key: jax.Array, epoch: int, size: int) -> np.ndarray:
+    """A permutation of `range(size)`, int32 [size]: the order of the images in an epoch."""
+    return np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), size))
+
+
+def make_loader(
+    kind: str, images: np.ndarray, batch_size: int, key: jax.Array, mesh: Mesh
+) -> Loader:
+    """Make a function that yields the batches of any epoch.
+
+    Args:
+        kind: one of `LOADERS`; "auto" is "resident" if the images fit on each device beside the
+            training, else "host".
+        images: [N, S, S, C] uint8. The last, partial batch of an epoch is left out.
+        batch_size: images in a batch.
+        key: of the order.
+        mesh: batches are split over its devices.
+
+    Returns:
+        `loader(epoch, first)`: an iterator over uint8 [batch_size, S, S, C] on the devices.
+    """
+    if kind == "auto":
+        kind = "resident" if fits_on_device(images.nbytes, mesh) else "host"
+    steps = len(images) // batch_size
+
+    def batches_of(order: np.ndarray, first: int) -> np.ndarray:
+        """The positions of the images in each batch left, [steps - first, batch_size]."""
+        return order[first * batch_size : steps * batch_size].reshape(-1, batch_size)
+
+    if kind == "resident":
+        resident = jax.device_put(images, replicated(mesh))
+        take = jax.jit(lambda images, positions: images[positions], out_shardings=by_rows(mesh))
+
+        def load(epoch: int, first: int = 0) -> Iterator[jax.Array]:
+            for positions in batches_of(epoch_order(key, epoch, len(images)), first):
+                yield take(resident, positions)
+
+    elif kind == "host":
+
+        def load(epoch: int, first: int = 0) -> Iterator[jax.Array]:
+            order = epoch_order(key, epoch, len(images))
+            batches = (images[positions] for positions in batches_of(order, first))
+            return prefetch(batches, by_rows(mesh))
+
+    elif kind == "tfdata":
+        import tensorflow as tf
+
+        tf.config.set_visible_devices([], "GPU")  # its default is to take the whole accelerator
+        source = tf.constant(images)
+
+        def load(epoch: int, first: int = 0) -> Iterator[jax.Array]:
+            order = epoch_order(key, epoch, len(images))
+            stream = (
+                tf.data.Dataset.from_tensor_slices(batches_of(order, first))
+                .map(lambda positions: tf.gather(source, positions), tf.data.AUTOTUNE)
+                .prefetch(2)
+            )
+            return prefetch(stream.as_numpy_iterator(), by_rows(mesh))
+
+    else:
+        raise ValueError(f"data.loader={kind!r}: expected one of {', '.join(LOADERS)}")
+    return load
+
+
+def prefetch(
+    batches: Iterator[np.ndarray], sharding: NamedSharding, ahead: int = 2
+) -> Iterator[jax.Array]:
+    """Put batches on the devices, `ahead` of the one in use: copies overlap with computation."""
+    queue: collections.deque[jax.Array] = collections.deque()
+    for batch in batches:
+        queue.append(jax.device_put(batch, sharding))
+        if len(queue) > ahead:
+            yield queue.popleft()
+    yield from queue
+
+
+def fits_on_device(size: int, mesh: Mesh) -> bool:
+    """Whether `size` bytes take less than half of each device's memory, as far as it tells."""
+    stats = [device.memory_stats() or {} for device in mesh.local_devices]
+    limits = [s["bytes_limit"] for s in stats if "bytes_limit" in s]
+    return all(size < limit / 2 for limit in limits)

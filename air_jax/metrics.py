@@ -1,0 +1,113 @@
+"""What rankings are judged by: average precision (eq 7, 8) and its companions, and intervals.
+
+All of them follow from the ranks of the relevant images. Where rows of ranks differ in length the
+shorter are filled up with ranks that are no image's, `size` or more, `size` being the number of
+images in the database.
+"""
+
+import numpy as np
+
+
+def average_precision(ranks: np.ndarray, size: int) -> np.ndarray:
+    """Average precision over the whole ranking (eq 7).
+
+    Args:
+        ranks: [Q, R] of the relevant images, from 0; `size` or more for padding.
+        size: images in the database.
+
+    Returns:
+        [Q] float64; NaN where nothing is relevant.
+    """
+    ordered = np.sort(ranks, axis=1)
+    real = ordered < size
+    precision = np.arange(1, ranks.shape[1] + 1) / (ordered + 1)
+    count = real.sum(axis=1)
+    return np.divide(
+        np.where(real, precision, 0).sum(axis=1),
+        count,
+        where=count > 0,
+        out=np.full(len(ranks), np.nan),
+    )
+
+
+def random_average_precision(relevant: np.ndarray, size: int) -> np.ndarray:
+    """Expected AP of a random ranking, [Q], with `relevant` [Q] of `size` images relevant.
+
+    The mean over k of (1 + (k - 1)(R - 1) / (N - 1)) / k, summed in closed form.
+    """
+    harmonic = np.sum(1 / np.arange(1, size + 1))
+    return (harmonic + (relevant - 1) / max(size - 1, 1) * (size - harmonic)) / size
+
+
+def precision_at(ranks: np.ndarray, k: int) -> np.ndarray:
+    """The share of relevant images among the first k, [Q]."""
+    return np.count_nonzero(ranks < k, axis=1) / k
+
+
+def recall_at(ranks: np.ndarray, k: int, size: int) -> np.ndarray:
+    """The share of the relevant images that are among the first k, [Q]; NaN where there are none."""
+    count = np.count_nonzero(ranks < size, axis=1)
+    found = np.count_nonzero(ranks < min(k, size), axis=1)
+    return np.divide(found, count, where=count > 0, out=np.full(len(ranks), np.nan))
+
+
+def residual_ranks(relevant_ranks: np.ndarray, marked_ranks: np.ndarray, size: int) -> np.ndarray:
+    """Ranks in the residual collection: the database without the marked images.
+
+    No second ranking is needed: from each rank the marked images before it are taken off.
+
+    Args:
+        relevant_ranks: [Q, R] of the relevant images; `size` for padding.
+        marked_ranks: [Q, M] of all marked images, relevant or not, in the same ranking.
+        size: images in the database.
+
+    Returns:
+        [Q, R]; `size` for padding and for the relevant images that are marked.
+    """
+    marked = np.sort(marked_ranks, axis=1)
+    before = np.stack([np.searchsorted(m, r) for m, r in zip(marked, relevant_ranks, strict=True)])
+    after = np.stack(
+        [np.searchsorted(m, r, side="right") for m, r in zip(marked, relevant_ranks, strict=True)]
+    )
+    gone = (after > before) | (relevant_ranks >= size)
+    return np.where(gone, size, relevant_ranks - before)
+
+
+def mean(values: np.ndarray) -> float | None:
+    """The mean over the queries that have a value; None if none has."""
+    return None if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def bootstrap_interval(
+    values: np.ndarray, labels: np.ndarray, resamples: int = 1000, level: float = 0.95
+) -> list[float] | None:
+    """An interval for the mean that resamples classes, then queries within them.
+
+    Queries of one class move together: resampling queries alone gives intervals several times too
+    narrow.
+
+    Args:
+        values: [Q] one for each query, or the differences of two runs for a paired interval; NaN
+            where a query has none.
+        labels: [Q] the queries' classes.
+        resamples: how often.
+        level: of the interval.
+
+    Returns:
+        [low, high]; None if no query has a value.
+    """
+    valid = ~np.isnan(values)
+    if not valid.any():
+        return None
+    classes = [values[valid & (labels == label)] for label in np.unique(labels[valid])]
+    rng = np.random.default_rng(0)
+    counts = np.array([len(c) for c in classes])
+    chosen = rng.integers(len(classes), size=(resamples, len(classes)))
+    sums = np.zeros((resamples, len(classes)))
+    for label, members in enumerate(classes):
+        places = np.nonzero(chosen == label)
+        drawn = rng.integers(len(members), size=(len(places[0]), len(members)))
+        sums[places] = members[drawn].sum(axis=1)
+    means = sums.sum(axis=1) / counts[chosen].sum(axis=1)
+    tail = (1 - level) / 2
+    return [float(q) for q in np.quantile(means, [tail, 1 - tail])]

@@ -1,0 +1,219 @@
+"""The stages of a run, in order; what each takes from the one before and leaves behind."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from air_jax import (
+    baselines,
+    encode,
+    feedback,
+    metrics,
+    report,
+    retrieval,
+    train,
+)
+from air_jax import workdir as files
+from air_jax.models import count_parameters
+from air_jax.plan import BASELINES, Job
+from air_jax.progress import say
+from air_jax.workdir import WorkDir
+
+# Stages whose files a stage reads: they have to be done and current.
+NEEDS = {
+    "train": (),
+    "encode": ("train",),
+    "retrieve": ("encode",),
+    "feedback": ("encode",),
+    "report": (),
+}
+
+
+def run_stage(stage: str, job: Job, workdir: WorkDir) -> None:
+    """Do one stage of `workdir.STAGES` and record it."""
+    result, left = _STAGES[stage](job, workdir)
+    workdir.finish(stage, result, left)
+
+
+def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
+    config = job.config
+    images = job.dataset.images[job.training_positions()]
+    trained = train.train(config, images, job.mesh, workdir.path)
+
+    say("train: losses on held-out queries, of the net, the mean image and PCA")
+    held_out = job.query_images()
+    losses = encode.held_out_losses(trained.net, held_out, job.mesh, config.encode.batch)
+    std = np.asarray(trained.net.std)
+
+    shown = held_out[job.shown_queries()]
+    codes = encode.encode(trained.net, shown, job.mesh, config.encode.batch, label=None)
+    standardised = encode.reconstruct(trained.net, shown, codes, job.mesh, config.encode.batch)
+    pixels = (standardised * std + np.asarray(trained.net.mean)) * 255
+    files.write_npz(
+        workdir / files.RECONSTRUCTIONS_FILE,
+        image=shown,
+        reconstruction=np.clip(np.round(pixels), 0, 255).astype(np.uint8),
+    )
+    result = {
+        "epochs": config.train.epochs,
+        "steps": trained.steps,
+        "batch": config.train.batch,
+        "dtype": config.train.dtype,
+        "seconds": trained.seconds,
+        "compile_seconds": trained.compile_seconds,
+        "images_per_second": trained.steps * config.train.batch / trained.seconds,
+        "loss": losses.loss,
+        "constant_loss": baselines.constant_loss(images, held_out, std),
+        "pca_loss": baselines.pca_loss(images, held_out, std, config.model.code_dim),
+        "code_shuffled_loss": losses.code_shuffled_loss,
+        "parameters": count_parameters(trained.net.params),
+    }
+    if result["pca_loss"] is None:
+        result["pca_loss_reason"] = (
+            f"PCA to {config.model.code_dim} dimensions is lossless on these images"
+        )
+    return result, [files.CHECKPOINTS, files.MODEL_FILE, files.RECONSTRUCTIONS_FILE]
+
+
+def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
+    batch = job.config.encode.batch
+    net = train.load_net(job.config, workdir.path, job.mesh)
+    images = np.concatenate([job.database_images(), job.query_images()])
+    encode.encode(net, images[:batch], job.mesh, batch, label=None)  # compiles
+    started = time.monotonic()
+    codes = encode.encode(net, images, job.mesh, batch)
+    seconds = time.monotonic() - started
+    fresh = train.new_net(job.config, images.shape[1:], net.mean, net.std, job.mesh)
+    untrained = encode.encode(fresh, images, job.mesh, batch, label="encode, untrained net")
+    size = len(job.database)
+    files.write_npz(
+        workdir / files.CODES_FILE,
+        database=codes[:size],
+        query=codes[size:],
+        untrained_database=untrained[:size],
+        untrained_query=untrained[size:],
+        database_index=job.database,
+        query_index=job.queries,
+        database_label=job.dataset.labels[job.database],
+        query_label=job.dataset.labels[job.queries],
+    )
+    return {"seconds": seconds, "images_per_second": len(images) / seconds}, [files.CODES_FILE]
+
+
+def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
+    with np.load(workdir / files.CODES_FILE) as file:
+        codes = dict(file)
+    labels = codes["query_label"]
+    items = retrieval.relevant_items(labels, codes["database_label"])
+    size = len(codes["database"])
+
+    def ranks_of(name: str, database_codes: np.ndarray, query_codes: np.ndarray) -> np.ndarray:
+        say(f"retrieve: {len(query_codes):,} queries by {name} in {size:,} images")
+        database = retrieval.make_database(database_codes)
+        return retrieval.ranks_by_distance(database, query_codes, items)
+
+    started = time.monotonic()
+    ranks = ranks_of("codes", codes["database"], codes["query"])
+    seconds = time.monotonic() - started
+    database = retrieval.make_database(codes["database"])
+    _, top = retrieval.search(database, codes["query"], min(feedback.TOP, size))
+    per_query = {"ap": metrics.average_precision(ranks, size)}
+    result: dict[str, Any] = {
+        "map": metrics.mean(per_query["ap"]),
+        "map_ci95": metrics.bootstrap_interval(per_query["ap"], labels),
+        "precision_at_10": float(metrics.precision_at(ranks, 10).mean()),
+        "precision_at_100": float(metrics.precision_at(ranks, 100).mean()),
+        "recall_at_1000": metrics.mean(metrics.recall_at(ranks, 1000, size)),
+        "nn_accuracy": float(metrics.precision_at(ranks, 1).mean()),
+        "seconds": seconds,
+    }
+    wanted = job.config.retrieval.baselines
+    maps: dict[str, Any] = {}
+    if "random" in wanted:
+        relevant = np.count_nonzero(items != retrieval.PADDING, axis=1)
+        per_query["random_ap"] = metrics.random_average_precision(relevant, size)
+    if "untrained" in wanted:
+        untrained = codes["untrained_database"], codes["untrained_query"]
+        ranks = ranks_of("the untrained net's codes", *untrained)
+        per_query["untrained_ap"] = metrics.average_precision(ranks, size)
+    if "pixels" in wanted or "pca" in wanted:
+        pixels = [baselines.pixel_codes(i) for i in (job.database_images(), job.query_images())]
+    if "pixels" in wanted:
+        ranks = ranks_of("pixels", *pixels)
+        per_query["pixels_ap"] = metrics.average_precision(ranks, size)
+    if "pca" in wanted:
+        say(f"retrieve: PCA of {size:,} images")
+        pca = baselines.fit_pca(pixels[0], job.config.model.code_dim)
+        ranks = ranks_of("PCA", *(pca.transform(part) for part in pixels))
+        per_query["pca_ap"] = metrics.average_precision(ranks, size)
+    for name in BASELINES:
+        ap = per_query.get(f"{name}_ap")
+        maps[name] = {"map": None if ap is None else metrics.mean(ap)}
+        if ap is None:
+            maps[name]["map_reason"] = "not in retrieval.baselines"
+        elif name != "random":
+            maps[name]["map_ci95"] = metrics.bootstrap_interval(ap, labels)
+    files.write_npz(workdir / files.RETRIEVAL_FILE, top=top, **per_query)
+    return {"retrieval": result, "baselines": maps}, [files.RETRIEVAL_FILE]
+
+
+def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
+    config = job.config.feedback
+    with np.load(workdir / files.CODES_FILE) as file:
+        codes = dict(file)
+    chosen = feedback.choose_queries(codes["query_label"], config.queries, config.seed)
+    labels = codes["query_label"][chosen]
+    space = feedback.make_space(codes["database"])
+    made_from = workdir.fingerprint("feedback")
+    result, left = {}, []
+    for learner in config.learners:
+        # A file for each learner: an interrupted stage goes on with the next.
+        name = f"{files.FEEDBACK_FOLDER}/{learner}.npz"
+        simulation = _load_simulation(workdir, name, made_from)
+        if simulation is None:
+            simulation = feedback.simulate(
+                learner,
+                space,
+                codes["query"][chosen],
+                labels,
+                codes["database_label"],
+                rounds_count=config.rounds,
+                marks_per_round=config.marks_per_round,
+                seed=config.seed,
+            )
+            files.write_npz(
+                workdir / name, made_from=made_from, query=chosen, **simulation._asdict()
+            )
+        left.append(name)
+        result[learner] = {
+            "params": feedback.parameters(learner),
+            "marks_per_round": config.marks_per_round,
+            "queries": len(chosen),
+            "rounds": feedback.summarise(simulation, labels),
+        }
+    return result, left
+
+
+def _load_simulation(workdir: WorkDir, name: str, made_from: str) -> feedback.Simulation | None:
+    """A learner's sessions from an earlier run of this stage, if they were made from the same."""
+    path = workdir / name
+    if not path.exists():
+        return None
+    with np.load(path) as file:
+        if str(file["made_from"]) != made_from:
+            return None
+        return feedback.Simulation(*(file[field] for field in feedback.Simulation._fields))
+
+
+def _report(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
+    return {}, report.write(job, workdir)
+
+
+_STAGES = {
+    "train": _train,
+    "encode": _encode,
+    "retrieve": _retrieve,
+    "feedback": _feedback,
+    "report": _report,
+}

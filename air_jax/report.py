@@ -1,0 +1,246 @@
+"""The last stage: `results.json`, `per_query.npz`, the figures, and the table on the terminal."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from air_jax import figures, models
+from air_jax import workdir as files
+from air_jax.plan import Job
+from air_jax.progress import say
+from air_jax.training_log import read_metrics
+from air_jax.workdir import WorkDir
+
+SCHEMA_VERSION = 1
+_PACKAGES = (
+    "air_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "scikit-learn",
+)
+
+
+def write(job: Job, workdir: WorkDir) -> list[str]:
+    """Write the report of the stages that are done; returns the files it left."""
+    found = {stage: workdir.result(stage) for stage in files.STAGES[:-1]}
+    results = _results(job, found)
+    files.write_json(workdir / files.RESULTS_FILE, results)
+    say(f"report: {workdir / files.RESULTS_FILE}")
+    left = [files.RESULTS_FILE]
+    if found["retrieve"]:
+        files.write_npz(workdir / files.PER_QUERY_FILE, **_per_query(job, workdir, found))
+        left.append(files.PER_QUERY_FILE)
+    for name, draw in _drawings(job, workdir, found).items():
+        path = f"{files.FIGURES_FOLDER}/{name}.png"
+        draw(workdir / path)
+        left.append(path)
+    say(f"report: {len(left) - 2} figures in {workdir / files.FIGURES_FOLDER}")
+    say("\n" + table(results))
+    return left
+
+
+def _results(job: Job, found: dict[str, Any]) -> dict[str, Any]:
+    """`results.json`: nulls, with a reason beside, for what was skipped or has no meaning."""
+    config = job.config
+    model = config.model
+    trained = dict(found["train"] or {})
+    parameters = trained.pop("parameters", None)
+    retrieved = found["retrieve"] or {"retrieval": None, "baselines": None}
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "config": json.loads(config.to_json_best_effort()),
+        "config_hash": files.config_hash(config),
+        **commit(),
+        "seed": config.seed,
+        "split_seed": config.data.split_seed,
+        "environment": environment(),
+        "dataset": {
+            "name": job.dataset.name,
+            "database": len(job.database),
+            "queries": len(job.queries),
+            "split": config.data.split,
+        },
+        "model": {
+            "name": models.configuration_name(model.pool, model.skip, model.input_residual),
+            "depth": model.depth,
+            "width": model.width,
+            "pool": model.pool,
+            "skip": model.skip,
+            "parameters": parameters,
+            "code_dim": model.code_dim,
+        },
+        "train": trained or None,
+        "encode": found["encode"],
+        "retrieval": retrieved["retrieval"],
+        "baselines": retrieved["baselines"],
+        "feedback": found["feedback"],
+    }
+    if config.data.split == "official":
+        results |= {"split_seed": None, "split_seed_reason": "the official split draws nothing"}
+    if results["model"]["name"] is None:
+        results["model"]["name_reason"] = "none of the paper's configurations"
+    if parameters is None:
+        results["model"]["parameters_reason"] = "stage train is not done"
+    for section, stage in (
+        ("train", "train"),
+        ("encode", "encode"),
+        ("retrieval", "retrieve"),
+        ("baselines", "retrieve"),
+        ("feedback", "feedback"),
+    ):
+        if results[section] is None:
+            results[f"{section}_reason"] = f"stage {stage} is not done"
+    return results
+
+
+def _per_query(job: Job, workdir: WorkDir, found: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Every query's figures, so that any two runs can be compared in pairs."""
+    arrays = {"query_index": job.queries, "query_label": job.dataset.labels[job.queries]}
+    with np.load(workdir / files.RETRIEVAL_FILE) as file:
+        arrays |= {f"retrieval/{key}": file[key] for key in file.files if key != "top"}
+    for learner in found["feedback"] or {}:
+        with np.load(workdir / files.FEEDBACK_FOLDER / f"{learner}.npz") as file:
+            arrays["feedback/query"] = file["query"]
+            for key in ("ap", "residual_ap", "baseline_residual_ap", "residual_precision"):
+                arrays[f"feedback/{learner}/{key}"] = file[key]
+    return arrays
+
+
+def _drawings(
+    job: Job, workdir: WorkDir, found: dict[str, Any]
+) -> dict[str, Callable[[Path], None]]:
+    """The figures that the finished stages allow: name -> function that draws it to a path."""
+    drawings: dict[str, Callable[[Path], None]] = {}
+    if found["train"]:
+        lines = read_metrics(workdir / files.METRICS_FILE)
+        with np.load(workdir / files.RECONSTRUCTIONS_FILE) as file:
+            pairs = file["image"], file["reconstruction"]
+        drawings["loss"] = partial(figures.loss_curve, lines=lines, losses=found["train"])
+        drawings["reconstructions"] = partial(
+            figures.reconstructions, images=pairs[0], reconstructed=pairs[1]
+        )
+    learners = found["feedback"] or {}
+    if learners:
+        drawings["map_over_rounds"] = partial(figures.map_over_rounds, learners=learners)
+    if found["retrieve"]:
+        drawings["retrieval"] = partial(_draw_sheet, job=job, workdir=workdir, learners=learners)
+    return drawings
+
+
+def _draw_sheet(path: Path, job: Job, workdir: WorkDir, learners: dict[str, Any]) -> None:
+    """Of the learner asked for; without its feedback only the first retrieval."""
+    shown = job.shown_queries()
+    learner = job.config.report.learner
+    if learner in learners:
+        with np.load(workdir / files.FEEDBACK_FOLDER / f"{learner}.npz") as file:
+            top = file["top"][np.searchsorted(file["query"], shown)]
+        title = f"First images before and after feedback ({learner}); relevant ones framed"
+    else:
+        with np.load(workdir / files.RETRIEVAL_FILE) as file:
+            top = file["top"][shown][:, None]
+        title = "First images by Euclidean distance; relevant ones framed"
+    labels = job.dataset.labels
+    queries = job.queries[shown]
+    positions = job.database[top]
+    figures.retrieval_sheet(
+        path,
+        job.dataset.images[queries],
+        [job.dataset.class_names[label] for label in labels[queries]],
+        [[job.dataset.images[row] for row in rounds] for rounds in positions],
+        [
+            [labels[row] == labels[query] for row in rounds]
+            for query, rounds in zip(queries, positions, strict=True)
+        ],
+        title,
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and flags that figures depend on."""
+    devices = jax.devices()
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processors": os.cpu_count(),
+        "backend": jax.default_backend(),
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def commit() -> dict[str, Any]:
+    """`{"commit": ...}` of the code that runs, with "-dirty" if it was changed since."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "commit_reason": "not run from a git checkout"}
+    return {"commit": described.stdout.strip()}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The main figures of `results.json` for a terminal."""
+    lines = []
+    dataset, model, training = (results[key] for key in ("dataset", "model", "train"))
+    lines.append(
+        f"{dataset['name']}: {dataset['queries']:,} queries in {dataset['database']:,} images "
+        f"({dataset['split']} split)"
+    )
+    if training:
+        lines.append(
+            f"{model['name'] or 'net'} depth {model['depth']} width {model['width']}: "
+            f"loss {_number(training['loss'])} (mean image {_number(training['constant_loss'])}, "
+            f"PCA {_number(training['pca_loss'])}, other codes "
+            f"{_number(training['code_shuffled_loss'])}), "
+            f"{training['images_per_second']:,.0f} images/s"
+        )
+    if results["retrieval"]:
+        maps = {"codes": results["retrieval"]} | results["baselines"]
+        lines += ["", f"{'first retrieval':<16}{'mAP':>8}   95 % interval"]
+        lines += [
+            f"{name:<16}{_number(entry['map']):>8}   {_interval(entry.get('map_ci95'))}".rstrip()
+            for name, entry in maps.items()
+        ]
+    if results["feedback"]:
+        rounds = range(len(next(iter(results["feedback"].values()))["rounds"]))
+        lines += ["", f"{'full mAP':<16}" + "".join(f"{f'round {n}':>10}" for n in rounds)]
+        for key, heading in (("map", None), ("residual_map", "residual mAP")):
+            lines += [heading] if heading else []
+            for learner, entry in results["feedback"].items():
+                values = (_number(r[key]) for r in entry["rounds"])
+                lines.append(f"{learner:<16}" + "".join(f"{v:>10}" for v in values))
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _interval(interval: list[float] | None) -> str:
+    return "" if interval is None else "{:.4f} - {:.4f}".format(*interval)

@@ -1,0 +1,197 @@
+"""Exact search by squared Euclidean distance, and the rank of any image in the full ranking.
+
+Rankings are by increasing distance; equal distances are ordered by database index. The expansion
+|q|^2 - 2 q.x + |x|^2 makes distances one matrix product, and cancels when codes lie far from the
+origin: `Database` centres them first. The whole [Q, N] matrix never exists: queries are taken in
+blocks.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BLOCK = 64  # queries at a time: 64 x 50,000 float32 are 13 MB
+PADDING = -1  # in rows of database positions that are shorter than others
+
+
+class Database(NamedTuple):
+    """Codes to search in, centred on their mean, on the device.
+
+    Attributes:
+        codes: [N, D] float32, their mean taken off.
+        norms: [N] float32, their squared lengths.
+        mean: [D] float32, what was taken off, and is taken off queries.
+    """
+
+    codes: jax.Array
+    norms: jax.Array
+    mean: jax.Array
+
+
+def make_database(codes: np.ndarray) -> Database:
+    """Put codes [N, D] on the device, centred; any float dtype and memory order.
+
+    Raises:
+        ValueError: not a matrix, empty, or NaN or infinite codes in it.
+    """
+    _check_codes("database", codes)
+    mean = codes.mean(axis=0, dtype=np.float64)
+    centred = jnp.asarray((codes - mean).astype(np.float32))
+    return Database(centred, jnp.sum(centred**2, axis=1), jnp.asarray(mean, jnp.float32))
+
+
+def centre(database: Database, queries: np.ndarray) -> np.ndarray:
+    """Query codes [Q, D] -> float32, the database's mean taken off.
+
+    Raises:
+        ValueError: another dimension than the database's, or NaN or infinite codes.
+    """
+    _check_codes("query", queries)
+    if queries.shape[1] != database.codes.shape[1]:
+        raise ValueError(
+            f"query codes have {queries.shape[1]} dimensions, "
+            f"the database's have {database.codes.shape[1]}"
+        )
+    return (queries - np.asarray(database.mean)).astype(np.float32)
+
+
+def _check_codes(name: str, codes: np.ndarray) -> None:
+    if codes.ndim != 2 or not len(codes):
+        raise ValueError(f"{name} codes have shape {list(codes.shape)}; expected [N > 0, D]")
+    finite = np.isfinite(codes).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{np.count_nonzero(~finite)} of {len(codes)} {name} codes hold NaN or infinity, "
+            f"the first at {int(np.argmin(finite))}"
+        )
+
+
+def squared_distances(queries: jax.Array, database: Database) -> jax.Array:
+    """Centred queries [Q, D] -> squared Euclidean distances [Q, N] float32 to every image."""
+    # 'highest': on accelerators float32 products are rounded to TF32 or bfloat16 otherwise.
+    products = jnp.matmul(queries, database.codes.T, precision="highest")
+    lengths = jnp.sum(queries**2, axis=1, keepdims=True)
+    return jnp.maximum(lengths - 2 * products + database.norms, 0)
+
+
+def nearest(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k best of each row of scores [Q, N], best first, equals by index: values and indices."""
+    return jax.lax.top_k(scores, k)
+
+
+def search(
+    database: Database, queries: np.ndarray, k: int, block: int = BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest images of each query, exactly.
+
+    Args:
+        database: of N codes.
+        queries: [Q, D], not centred.
+        k: from 1 to N.
+        block: queries at a time.
+
+    Returns:
+        Squared distances [Q, k] float32, ascending, and database positions [Q, k] int32.
+
+    Raises:
+        ValueError: k out of range, or `queries` do not fit the database.
+    """
+    size = len(database.codes)
+    if not 1 <= k <= size:
+        raise ValueError(f"k={k}: expected from 1 to the {size} images in the database")
+    found = [
+        jax.device_get(_search_block(rows, database, k))
+        for rows in _blocks(centre(database, queries), block)
+    ]
+    distances, positions = (np.concatenate(parts)[: len(queries)] for parts in zip(*found))
+    return distances, positions
+
+
+@partial(jax.jit, static_argnames="k")
+def _search_block(queries: jax.Array, database: Database, k: int) -> tuple[jax.Array, jax.Array]:
+    values, positions = nearest(-squared_distances(queries, database), k)
+    return -values, positions
+
+
+def ranks(distances: jax.Array, items: jax.Array) -> jax.Array:
+    """Where each of some images stands in the full ranking of the database.
+
+    Counts, for each item, the images before it: those at a smaller distance, and those at the
+    same distance with a smaller index. Only the items are sorted; each image of the database then
+    finds its place among them by bisection.
+
+    Args:
+        distances: [Q, N] float32, finite, or infinite for last.
+        items: [Q, M] int32 database positions; `PADDING` where a row has fewer.
+
+    Returns:
+        [Q, M] int32 from 0; N for padding.
+    """
+    if jax.default_backend() == "cpu":  # row by row stays in its cache: 8 times faster
+        return jax.lax.map(lambda row: _ranks_of_row(*row), (distances, items))
+    return jax.vmap(_ranks_of_row)(distances, items)
+
+
+def _ranks_of_row(distances: jax.Array, items: jax.Array) -> jax.Array:
+    size, count = len(distances), len(items)
+    padded = items == PADDING
+    value = jnp.where(padded, jnp.inf, distances[items])
+    index = jnp.where(padded, size, items)
+    value, index, place = jax.lax.sort((value, index, jnp.arange(count)), num_keys=2)
+
+    # For every image, the number of items that stand before it: the first item it is before.
+    positions = jnp.arange(size)
+    low = jnp.zeros(size, jnp.int32)
+    high = jnp.full(size, count, jnp.int32)
+    for _ in range(count.bit_length()):
+        middle = (low + high) // 2
+        at = jnp.minimum(middle, count - 1)
+        item_is_before = (value[at] < distances) | (
+            (value[at] == distances) & (index[at] < positions)
+        )
+        searching = low < high
+        low = jnp.where(searching & item_is_before, middle + 1, low)
+        high = jnp.where(searching & ~item_is_before, middle, high)
+    # Before item p stand the images with at most p items before them, less the item itself.
+    images_at = jnp.zeros(count + 1, jnp.int32).at[low].add(1)
+    rank = jnp.cumsum(images_at)[:count] - 1
+    return jnp.zeros(count, jnp.int32).at[place].set(jnp.where(index == size, size, rank))
+
+
+def ranks_by_distance(
+    database: Database, queries: np.ndarray, items: np.ndarray, block: int = BLOCK
+) -> np.ndarray:
+    """Where `items` [Q, M] stand for each of `queries` [Q, D] by distance; see `ranks`.
+
+    Raises:
+        ValueError: `queries` do not fit the database.
+    """
+    blocks = zip(_blocks(centre(database, queries), block), _blocks(items, block), strict=True)
+    found = [np.asarray(_ranks_block(rows, database, wanted)) for rows, wanted in blocks]
+    return np.concatenate(found)[: len(queries)]
+
+
+@jax.jit
+def _ranks_block(queries: jax.Array, database: Database, items: jax.Array) -> jax.Array:
+    return ranks(squared_distances(queries, database), items)
+
+
+def relevant_items(query_labels: np.ndarray, database_labels: np.ndarray) -> np.ndarray:
+    """The database positions of each query's class, int32 [Q, R], rows filled up by `PADDING`."""
+    classes, which = np.unique(query_labels, return_inverse=True)
+    members = [np.flatnonzero(database_labels == label) for label in classes]
+    table = np.full((len(classes), max(map(len, members))), PADDING, np.int32)
+    for row, positions in zip(table, members, strict=True):
+        row[: len(positions)] = positions
+    return table[which]
+
+
+def _blocks(rows: np.ndarray, block: int) -> Iterator[np.ndarray]:
+    """Blocks of equal length, the last filled up with zeros: one compilation."""
+    for start in range(0, len(rows), block):
+        part = rows[start : start + block]
+        yield np.pad(part, [(0, block - len(part))] + [(0, 0)] * (rows.ndim - 1))

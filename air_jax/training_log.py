@@ -1,0 +1,116 @@
+"""What training says of itself: `metrics.jsonl`, TensorBoard, and the check that all is finite."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss or its gradient became NaN or infinite."""
+
+
+class TrainingLog:
+    """Collects the metrics of steps without waiting for the device, and writes them in windows.
+
+    Args:
+        path: the `metrics.jsonl`. Lines of steps after `resumed_at` are dropped: those steps are
+            done again.
+        resumed_at: the step that training goes on from.
+        every_steps: a line holds the means over the steps since the line before.
+        batch: images in a step.
+        learning_rate: by step.
+        tensorboard: a folder to write TensorBoard events to as well.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        resumed_at: int,
+        every_steps: int,
+        batch: int,
+        learning_rate: optax.Schedule,
+        tensorboard: Path | None = None,
+    ):
+        self.every_steps, self.batch, self.learning_rate = every_steps, batch, learning_rate
+        self.note = ""  # the newest loss, for the progress bar
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._window: list[tuple[float, float]] = []
+        self._window_started = time.monotonic()
+        kept = [line for line in read_metrics(path) if line["step"] <= resumed_at]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a")
+        self._tensorboard = None
+        if tensorboard is not None:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError as error:
+                raise ValueError(
+                    "log.tensorboard=True needs tensorboardX: pip install 'air_jax[tensorboard]'"
+                ) from error
+            self._tensorboard = SummaryWriter(str(tensorboard))
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Take the metrics of `step` (counted from 1); at a window's end settle all before it."""
+        self._pending.append((step, metrics))
+        if step % self.every_steps == 0:
+            self.settle(through=step - 1)
+
+    def settle(self, through: int | None = None) -> None:
+        """Wait for the metrics of all steps up to `through`, and write the windows they end.
+
+        Raises:
+            NonFiniteError: one of them is not finite; the message names the step.
+        """
+        ready = [m for step, m in self._pending if through is None or step <= through]
+        steps = [step for step, _ in self._pending[: len(ready)]]
+        del self._pending[: len(ready)]
+        for step, values in zip(steps, jax.device_get(ready), strict=True):
+            loss, grad_norm = float(values["loss"]), float(values["grad_norm"])
+            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+                raise NonFiniteError(f"step {step:,}: loss {loss}, gradient norm {grad_norm}")
+            self._window.append((loss, grad_norm))
+            if step % self.every_steps == 0:
+                self._write(step)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _write(self, step: int) -> None:
+        loss, grad_norm = np.mean(self._window, axis=0)
+        now = time.monotonic()
+        images = len(self._window) * self.batch
+        line = {
+            "step": step,
+            "loss": float(loss),
+            "grad_norm": float(grad_norm),
+            "learning_rate": float(self.learning_rate(step - 1)),
+            "images_per_second": images / (now - self._window_started),
+        }
+        self.note = f"loss {line['loss']:.4f}"
+        self._window, self._window_started = [], now
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._tensorboard is not None:
+            for name, value in line.items():
+                if name != "step":
+                    self._tensorboard.add_scalar(name, value, step)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl`; a last line cut short by a crash is left out."""
+    lines = []
+    if path.exists():
+        for text in path.read_text().splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+    return lines

@@ -1,0 +1,227 @@
+"""What a work directory holds, and whether it still is what the config says.
+
+Each stage, when it is done, leaves a record `stages/<stage>.json`: the config keys and the records
+before it that it was made from (as a fingerprint), its files with their checksums, and its result.
+A stage is done again when any of these no longer agree.
+"""
+
+import datetime
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+CONFIG_FILE = "config.json"
+MODEL_FILE = "model.json"
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+CODES_FILE = "codes.npz"
+RECONSTRUCTIONS_FILE = "reconstructions.npz"
+RETRIEVAL_FILE = "retrieval.npz"
+FEEDBACK_FOLDER = "feedback"
+RESULTS_FILE = "results.json"
+PER_QUERY_FILE = "per_query.npz"
+FIGURES_FOLDER = "figures"
+
+STAGES = ("train", "encode", "retrieve", "feedback", "report")
+
+# What each stage is made from: sections of the config, and the stages before it.
+_SECTIONS = {
+    "train": ("seed", "data", "model", "train"),
+    "encode": ("encode",),
+    "retrieve": ("retrieval",),
+    "feedback": ("feedback",),
+    "report": ("report",),
+}
+_MADE_FROM = {
+    "train": (),
+    "encode": ("train",),
+    "retrieve": ("encode",),
+    "feedback": ("encode",),
+    "report": ("train", "encode", "retrieve", "feedback"),
+}
+# Where the data lies and how it travels does not change what is computed from it.
+_WITHOUT_EFFECT = ("data.dir", "data.loader")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write an `.npz` file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)
+    partial.replace(path)
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Dotted names -> values that JSON keeps: `{"train.batch": 160, ...}`."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
+        else:
+            flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def config_hash(config: ml_collections.ConfigDict) -> str:
+    """SHA-256 of all the config's keys and values."""
+    return _hash(flatten(config))
+
+
+def stage_keys(config: ml_collections.ConfigDict, stage: str) -> dict[str, Any]:
+    """The keys of the config that change what a stage computes itself."""
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if key.split(".")[0] in _SECTIONS[stage] and key not in _WITHOUT_EFFECT
+    }
+
+
+class WorkDir:
+    """A run's folder.
+
+    Args:
+        path: of the folder; need not exist.
+        config: the run's.
+        data_fingerprint: of the data set that it is run on.
+    """
+
+    def __init__(self, path: Path, config: ml_collections.ConfigDict, data_fingerprint: str):
+        self.path = path
+        self.config = config
+        self.data_fingerprint = data_fingerprint
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def check(self) -> None:
+        """Raise ValueError if the folder holds something else than a run of the same training.
+
+        Changed keys of data, model or training are named; keys of later stages may change.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise ValueError(f"--workdir={self.path} is a file; expected a folder")
+        if not (self / CONFIG_FILE).exists():
+            found = sorted(p.name for p in self.path.iterdir())
+            if found:
+                raise ValueError(
+                    f"--workdir={self.path} holds {found[0]!r} but no {CONFIG_FILE}: it is no run "
+                    "of air_jax. Give another folder."
+                )
+            return
+        held = json.loads((self / CONFIG_FILE).read_text())
+        before, now = held["training"], self._training()
+        changed = [
+            f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        if changed:
+            raise ValueError(
+                f"--workdir={self.path} holds a run of another training:\n  "
+                + "\n  ".join(changed)
+                + "\nGive another --workdir, or --overwrite to start anew (the old one is kept "
+                "aside)."
+            )
+
+    def create(self) -> None:
+        """Make the folder and write down the config."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(
+            self / CONFIG_FILE, {"training": self._training(), "config": flatten(self.config)}
+        )
+
+    def set_aside(self) -> Path | None:
+        """Rename the folder, if there is one; returns its new path."""
+        if not self.path.exists():
+            return None
+        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        aside = self.path.with_name(f"{self.path.name}.old-{now}")
+        self.path.rename(aside)
+        return aside
+
+    def why_redo(self, stage: str) -> str | None:
+        """Why a stage has to be done, in words for the user; None if what is there is current."""
+        record = self._record(stage)
+        if record is None:
+            return "not done yet"
+        if record["fingerprint"] != self.fingerprint(stage):
+            before, now = record["config"], stage_keys(self.config, stage)
+            changed = [
+                f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+                for key in now
+                if before.get(key) != now.get(key)
+            ]
+            return "; ".join(changed) or "made from an earlier state of the stages before it"
+        for name, checksum in record["files"].items():
+            path = self / name
+            if not path.exists():
+                return f"{name} is missing"
+            if checksum and _checksum(path) != checksum:
+                return f"{name} is damaged: its checksum is not the recorded one"
+        return None
+
+    def finish(self, stage: str, result: dict[str, Any], files: list[str]) -> None:
+        """Record that a stage is done, what it found, and the files or folders it left."""
+        checksums = {
+            name: None if (self / name).is_dir() else _checksum(self / name) for name in files
+        }
+        write_json(
+            self._record_path(stage),
+            {
+                "fingerprint": self.fingerprint(stage),
+                "config": stage_keys(self.config, stage),
+                "files": checksums,
+                "result": result,
+            },
+        )
+
+    def result(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage found; None if it is not done, or no longer current."""
+        if self.why_redo(stage):
+            return None
+        record = self._record(stage)
+        return record["result"] if record else None
+
+    def _training(self) -> dict[str, Any]:
+        return stage_keys(self.config, "train") | {"data (SHA-256)": self.data_fingerprint}
+
+    def _record_path(self, stage: str) -> Path:
+        return self / "stages" / f"{stage}.json"
+
+    def _record(self, stage: str) -> dict[str, Any] | None:
+        path = self._record_path(stage)
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except json.JSONDecodeError:
+            return None
+
+    def fingerprint(self, stage: str) -> str:
+        """Of the config keys a stage is made from, and of those of the stages before it."""
+        made_from = [self.fingerprint(earlier) for earlier in _MADE_FROM[stage]]
+        return _hash([self.data_fingerprint, stage_keys(self.config, stage), made_from])
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

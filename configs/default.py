@@ -1,0 +1,69 @@
+"""Every key, with the reading of the paper that it stands for. Other configs change a few."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    # Of initialisation, order of images, and corruption.
+    config.seed = 0
+
+    config.data = data = ml_collections.ConfigDict()
+    data.name = "cifar100"  # cifar100, digits, arrays
+    data.dir = ""  # cifar100: folder of tensorflow_datasets; arrays: the .npz file
+    # Section IV.1: 100 random images of each class are queries ("paper"). "official" takes the
+    # data set's test part. Both leave 50,000 of CIFAR-100 as database and training set.
+    data.split = "paper"
+    data.split_seed = 0
+    data.queries_per_class = 100
+    data.train_images = 0  # train on so many of the database's images; 0 = all of them
+    data.loader = "auto"  # resident, tfdata, host; auto = resident where it fits
+
+    config.model = model = ml_collections.ConfigDict()
+    model.depth = 40  # convolutions and deconvolutions, half each
+    model.width = 64  # the paper gives none; RED-Net's
+    model.kernel = 3  # likewise
+    model.code_dim = 128
+    model.pool = True
+    model.skip = "asymmetric"  # none, symmetric, asymmetric
+    # Where asymmetric shortcuts land. "both" lets the decoder see the image around the code.
+    model.skip_into = "encoder"
+    model.code = "dense"  # how maps become the code: dense, pooled, conv
+    model.norm = "none"  # the paper names none; batch, group
+    model.input_residual = False  # RED-Net's shortcut from input to output
+
+    config.train = train = ml_collections.ConfigDict()
+    train.epochs = 20  # "the number of iterations per batch is 20"
+    train.batch = 160  # "a minimum of 150 samples"; 160 divides over 2, 4, 8, 16, 32 devices
+    train.learning_rate = 0.05
+    train.lr_schedule = "cosine"  # constant, cosine
+    train.warmup_steps = 100
+    train.momentum = 0.9
+    train.weight_decay = 0.0
+    train.clip_norm = 1.0  # of the gradient; 0 = none
+    train.dtype = "float32"  # of computation: float32, bfloat16
+    train.corruption = "none"  # of the encoder's input: none, mask, noise
+    train.corruption_amount = 0.0  # share of the 4x4 blocks masked, or the noise's deviation
+
+    config.encode = encode = ml_collections.ConfigDict()
+    encode.batch = 512
+
+    config.retrieval = retrieval = ml_collections.ConfigDict()
+    retrieval.baselines = ("random", "pixels", "pca", "untrained")
+
+    config.feedback = feedback = ml_collections.ConfigDict()
+    feedback.learners = ("none", "svc", "svc_linear", "svc_pseudo", "rocchio")
+    feedback.rounds = 3
+    feedback.marks_per_round = 20
+    feedback.queries = 1000  # as many of each class; 0 = all
+    feedback.seed = 0  # of the choice of queries, and of learners that draw
+
+    config.report = report = ml_collections.ConfigDict()
+    report.queries = 4  # shown in the figures
+    report.learner = "svc"  # shown in the retrieval sheet
+
+    config.log = log = ml_collections.ConfigDict()
+    log.every_steps = 20  # a line in metrics.jsonl
+    log.checkpoint_steps = 500
+    log.tensorboard = False
+    return config

@@ -1,0 +1,43 @@
+"""Metadata and dependencies: the one place for them. Tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = (HERE / "air_jax" / "__init__.py").read_text().split('__version__ = "')[1].split('"')[0]
+
+setup(
+    name="air_jax",
+    version=VERSION,
+    description="Image codes from deep convolutional autoencoders, retrieval, relevance feedback",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=["air_jax", "air_jax.configs"],
+    package_dir={"air_jax.configs": "configs"},
+    install_requires=[
+        "absl-py>=2.1",
+        "flax>=0.12.8",
+        # tensorflow-datasets imports it to prepare CIFAR-100 and does not require it.
+        "importlib_resources>=6",
+        "jax>=0.10",
+        "matplotlib>=3.9",
+        "ml_collections>=1.1",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30",
+        "pillow>=11",
+        "scikit-learn>=1.6",
+        "tensorflow-cpu>=2.20; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "tensorflow>=2.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
+        "tensorflow-datasets>=4.9.9",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+        "tensorboard": ["tensorboardX>=2.6"],
+        "test": ["chex", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"],
+    },
+)
