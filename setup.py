@@ -25,7 +25,7 @@ setup(
         "matplotlib>=3.9",
         "ml_collections>=1.1",
         "numpy>=2.0",
-        "optax>=0.2.5",
+        "optax>=0.2.6",
         "orbax-checkpoint>=0.11.30",
         "pillow>=11",
         "scikit-learn>=1.6",
@@ -38,6 +38,6 @@ setup(
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "tensorboard": ["tensorboardX>=2.6"],
-        "test": ["chex", "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.6", "ruff>=0.14"],
+        "test": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.14", "tensorboardX>=2.6"],
     },
 )

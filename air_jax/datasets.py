@@ -122,6 +122,12 @@ def split(
             is_query[rng.choice(members, queries_per_class, replace=False)] = True
     else:
         raise ValueError(f"data.split={method!r}: expected one of {', '.join(SPLITS)}")
+    orphans = np.setdiff1d(dataset.labels[is_query], dataset.labels[~is_query])
+    if len(orphans):
+        raise ValueError(
+            f"class {dataset.class_names[orphans[0]]!r} has queries but no image of that class in "
+            "the database: nothing would be relevant to them"
+        )
     return np.flatnonzero(~is_query), np.flatnonzero(is_query)
 
 

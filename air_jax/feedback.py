@@ -17,7 +17,7 @@ import numpy as np
 
 from air_jax import metrics, retrieval, svm
 from air_jax.progress import Progress
-from air_jax.retrieval import PADDING, Database
+from air_jax.retrieval import Database
 
 BLOCK = 64  # queries at a time
 TOP = 10  # images of each ranking that are kept for the report
@@ -444,8 +444,9 @@ def validate(config: ml_collections.ConfigDict, database_size: int) -> None:
         )
     if config.rounds * config.marks_per_round > database_size:
         raise ValueError(
-            f"feedback.rounds={config.rounds} times feedback.marks_per_round={config.marks_per_round} "
-            f"are more images than the {database_size} of the database"
+            f"feedback.rounds={config.rounds} times "
+            f"feedback.marks_per_round={config.marks_per_round} are more images than the "
+            f"{database_size} of the database"
         )
 
 

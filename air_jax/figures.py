@@ -6,8 +6,8 @@ from typing import Any
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
 _RELEVANT, _IRRELEVANT = "#1a9641", "#d0d0d0"
 
@@ -78,6 +78,7 @@ def retrieval_sheet(
         _show(axes, image)
         axes.set_title(query_names[query], fontsize=7, pad=2)
     figure.suptitle(title, fontsize=9)
+    figure.tight_layout(pad=0.4, h_pad=0.2, w_pad=0.1)
     _save(figure, path)
 
 
@@ -88,11 +89,14 @@ def map_over_rounds(path: Path, learners: dict[str, Any]) -> None:
         (panels[0], "map", "full: the whole database"),
         (panels[1], "residual_map", "residual: without the marked images"),
     ):
-        for learner, entry in learners.items():
+        for place, (learner, entry) in enumerate(learners.items()):
             points = [r for r in entry["rounds"] if r[key] is not None]
             x, y = [r["round"] for r in points], np.array([r[key] for r in points])
             spread = np.abs(np.array([r[f"{key}_ci95"] for r in points]).T - y)
-            axes.errorbar(x, y, yerr=spread, marker="o", ms=4, lw=1.5, capsize=2, label=learner)
+            apart = 0.04 * (place - (len(learners) - 1) / 2)  # so that intervals can be told apart
+            axes.errorbar(
+                np.add(x, apart), y, yerr=spread, marker="o", ms=4, lw=1.5, capsize=2, label=learner
+            )
         axes.set(title=title, xlabel="round of feedback", xticks=x)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("mAP")
@@ -109,6 +113,5 @@ def _show(axes: plt.Axes, image: np.ndarray, frame: str | None = None) -> None:
 
 def _save(figure: plt.Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)

@@ -45,7 +45,7 @@ def precision_at(ranks: np.ndarray, k: int) -> np.ndarray:
 
 
 def recall_at(ranks: np.ndarray, k: int, size: int) -> np.ndarray:
-    """The share of the relevant images that are among the first k, [Q]; NaN where there are none."""
+    """The share of the relevant images among the first k, [Q]; NaN where there are none."""
     count = np.count_nonzero(ranks < size, axis=1)
     found = np.count_nonzero(ranks < min(k, size), axis=1)
     return np.divide(found, count, where=count > 0, out=np.full(len(ranks), np.nan))

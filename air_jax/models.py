@@ -87,10 +87,13 @@ def validate(
             f"code_dim must be a multiple of {cells}"
         )
     if norm == "group" and width % _groups(width):
-        raise ValueError(f"model.norm='group': width {width} is not a multiple of 8")
+        raise ValueError(
+            f"model.norm='group': model.width={width} does not divide into {_groups(width)} groups"
+        )
 
 
 def _groups(width: int) -> int:
+    """Of group normalisation: eight channels each."""
     return max(1, width // 8)
 
 
@@ -340,16 +343,16 @@ class Autoencoder(nnx.Module):
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        shape = dict(
-            depth=depth,
-            width=width,
-            code_dim=code_dim,
-            pool=pool,
-            skip=skip,
-            image_shape=image_shape,
-            kernel=kernel,
-            norm=norm,
-        )
+        shape = {
+            "depth": depth,
+            "width": width,
+            "code_dim": code_dim,
+            "pool": pool,
+            "skip": skip,
+            "image_shape": image_shape,
+            "kernel": kernel,
+            "norm": norm,
+        }
         validate(**shape, skip_into=skip_into, code=code, input_residual=input_residual)
         self.encoder = Encoder(**shape, code=code, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(

@@ -20,6 +20,8 @@ from air_jax.plan import BASELINES, Job
 from air_jax.progress import say
 from air_jax.workdir import WorkDir
 
+RECONSTRUCTED = 10  # queries whose reconstructions are kept for the report
+
 # Stages whose files a stage reads: they have to be done and current.
 NEEDS = {
     "train": (),
@@ -46,7 +48,7 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     losses = encode.held_out_losses(trained.net, held_out, job.mesh, config.encode.batch)
     std = np.asarray(trained.net.std)
 
-    shown = held_out[job.shown_queries()]
+    shown = held_out[feedback.choose_queries(job.query_labels(), RECONSTRUCTED, seed=0)]
     codes = encode.encode(trained.net, shown, job.mesh, config.encode.batch, label=None)
     standardised = encode.reconstruct(trained.net, shown, codes, job.mesh, config.encode.batch)
     pixels = (standardised * std + np.asarray(trained.net.mean)) * 255

@@ -50,9 +50,12 @@ class Job:
     def query_images(self) -> np.ndarray:
         return self.dataset.images[self.queries]
 
+    def query_labels(self) -> np.ndarray:
+        return self.dataset.labels[self.queries]
+
     def shown_queries(self) -> np.ndarray:
         """Positions among the queries of those in the figures: some of those with feedback."""
-        labels = self.dataset.labels[self.queries]
+        labels = self.query_labels()
         config = self.config.feedback
         chosen = feedback.choose_queries(labels, config.queries, config.seed)
         few = feedback.choose_queries(labels[chosen], self.config.report.queries, config.seed)

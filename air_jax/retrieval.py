@@ -107,8 +107,8 @@ def search(
         jax.device_get(_search_block(rows, database, k))
         for rows in _blocks(centre(database, queries), block)
     ]
-    distances, positions = (np.concatenate(parts)[: len(queries)] for parts in zip(*found))
-    return distances, positions
+    distances, positions = map(np.concatenate, zip(*found, strict=True))
+    return distances[: len(queries)], positions[: len(queries)]
 
 
 @partial(jax.jit, static_argnames="k")

@@ -153,7 +153,9 @@ def learning_rate(train: ml_collections.ConfigDict, total_steps: int) -> optax.S
         after = optax.cosine_decay_schedule(train.learning_rate, total_steps - warmup)
     if not warmup:
         return after
-    ramp = optax.linear_schedule(train.learning_rate / warmup, train.learning_rate, warmup)
+    # (step + 1) / warmup of the full rate: the first step learns, the last one in full.
+    step = train.learning_rate / warmup
+    ramp = optax.linear_schedule(step, train.learning_rate + step, warmup)
     return optax.join_schedules([ramp, after], [warmup])
 
 
@@ -216,7 +218,7 @@ def train_step(
     source = corrupt(target, corruption, corruption_amount, noise_key)
 
     def loss_fn(params: nnx.State) -> tuple[jax.Array, nnx.State]:
-        model = nnx.merge(net.graphdef, params, state.stats)
+        model = nnx.merge(net.graphdef, params, state.stats, copy=True)
         model.train()
         loss = jnp.mean(jnp.square(model(source).astype(jnp.float32) - target))
         return loss, nnx.state(model, nnx.BatchStat)
@@ -224,7 +226,7 @@ def train_step(
     (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, stats, opt_state), metrics
 
 

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Sets up .venv and runs the main job: on the embedded digits, or on what the arguments say.
+#
+#   launch/quickstart.sh [arguments of air_jax.main]
+#
+# Environment: PYTHON=interpreter, EXTRAS=cuda or tpu for an accelerator.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+make_environment "${EXTRAS:-}"
+case " $* " in
+  *" --config="* | *" --config "* | *" -config="*) ;;
+  *) set -- --config=configs/quickstart.py "$@" ;;
+esac
+exec .venv/bin/python -m air_jax.main "$@"

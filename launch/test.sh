@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Sets up .venv and runs the tests; with --all the long ones too (fault injection and the like).
+#
+#   launch/test.sh [--all] [arguments of pytest]
+#
+# Environment: PYTHON=interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+make_environment "test"
+if [ "${1:-}" = --all ]; then
+  shift
+else
+  set -- -m "not long" "$@"
+fi
+exec .venv/bin/python -m pytest "$@"

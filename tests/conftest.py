@@ -1,0 +1,74 @@
+"""What several test files use. JAX gets four virtual CPU devices."""
+
+import os
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from air_jax.configs import default
+from jax.sharding import Mesh
+
+from air_jax import datasets, sharding
+
+jax.config.update("jax_num_cpu_devices", 4)
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def mesh() -> Mesh:
+    """One device."""
+    return sharding.make_mesh(jax.devices()[:1])
+
+
+@pytest.fixture
+def mesh4() -> Mesh:
+    """Four devices."""
+    return sharding.make_mesh(jax.devices()[:4])
+
+
+@pytest.fixture
+def small_config() -> ml_collections.ConfigDict:
+    """The default config at a size that trains in seconds on 8x8 images."""
+    config = default.get_config()
+    config.data.queries_per_class = 4
+    config.model.update(depth=4, width=8, code_dim=16)
+    config.train.update(epochs=2, batch=16, warmup_steps=2)
+    config.log.update(every_steps=2, checkpoint_steps=3)
+    config.encode.batch = 32
+    config.feedback.update(rounds=2, marks_per_round=5, queries=0)
+    config.report.queries = 2
+    config.lock()
+    return config
+
+
+def class_images(count: int, classes: int = 4, size: int = 8, seed: int = 0):
+    """uint8 images [count, size, size, 3] that differ by class, and their labels [count]."""
+    rng = np.random.default_rng(seed)
+    prototypes = rng.integers(40, 215, (classes, size, size, 3))
+    labels = np.arange(count) % classes
+    noise = rng.integers(-40, 40, (count, size, size, 3))
+    return (prototypes[labels] + noise).astype(np.uint8), labels.astype(np.int32)
+
+
+@pytest.fixture
+def small_arrays(tmp_path: Path) -> Path:
+    """An `.npz` of 80 images of 8x8 in four classes."""
+    path = tmp_path / "images.npz"
+    images, labels = class_images(80)
+    np.savez(path, image=images, label=labels)
+    return path
+
+
+@pytest.fixture(scope="session")
+def cifar100(tmp_path_factory: pytest.TempPathFactory) -> datasets.Dataset:
+    """The real CIFAR-100, where tensorflow_datasets has prepared it."""
+    candidates = [os.environ.get("TFDS_DATA_DIR"), ROOT.parent / "shared" / "tensorflow_datasets"]
+    for candidate in filter(None, candidates):
+        if (Path(candidate) / "cifar100").is_dir():
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("AIR_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+                return datasets.load("cifar100", str(candidate))
+    pytest.skip("CIFAR-100 is not prepared on this machine (TFDS_DATA_DIR names its folder)")

@@ -1,0 +1,233 @@
+"""The simulated sessions against NumPy and scikit-learn, and that no learner peeks."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from air_jax.configs import default
+from sklearn.metrics import average_precision_score
+from sklearn.svm import SVC
+
+from air_jax import feedback
+from air_jax.feedback import LEARNERS
+
+ROUNDS, MARKS = 3, 8
+
+
+def collection(seed=0, size=240, queries=20, classes=4, dimension=12, spread=1.0):
+    rng = np.random.default_rng(seed)
+    centres = spread * rng.normal(size=(classes, dimension))
+    labels = rng.integers(0, classes, size + queries)
+    codes = (centres[labels] + rng.normal(size=(size + queries, dimension))).astype(np.float32)
+    return codes[:size], labels[:size], codes[size:], labels[size:]
+
+
+def simulate(learner, data, **kwargs):
+    database, labels, queries, query_labels = data
+    return feedback.simulate(
+        learner,
+        feedback.make_space(database),
+        queries,
+        query_labels,
+        labels,
+        **{"rounds_count": ROUNDS, "marks_per_round": MARKS, "block": 8, **kwargs},
+    )
+
+
+def reference_session(kernel, C, database, labels, query, label):
+    """One query's full and residual AP by round, and its Baseline's, by NumPy and scikit-learn."""
+    database, query = database.astype(float), query.astype(float)
+    mean, std = database.mean(axis=0), database.std(axis=0)
+    standard, own = (database - mean) / std, (query - mean) / std
+    distances = -np.sum((database - query) ** 2, axis=1)
+    scores, marked, rounds = distances, np.zeros(0, int), []
+    for number in range(ROUNDS + 1):
+        left = np.setdiff1d(np.arange(len(labels)), marked)
+        relevant = labels == label
+        rounds.append(
+            [
+                average_precision_score(relevant, scores),
+                average_precision_score(relevant[left], scores[left]),
+                average_precision_score(relevant[left], distances[left]),
+            ]
+        )
+        if number == ROUNDS:
+            return np.array(rounds)
+        order = np.argsort(-scores, kind="stable")
+        marked = np.concatenate([marked, order[~np.isin(order, marked)][:MARKS]])
+        y = np.where(np.concatenate([[True], relevant[marked]]), 1, -1)
+        if (y == -1).any():
+            machine = SVC(kernel=kernel, C=C, gamma="scale")
+            machine.fit(np.vstack([own, standard[marked]]).astype(np.float32), y)
+            scores = machine.decision_function(standard)
+
+
+@pytest.mark.parametrize(
+    ("learner", "kernel", "C"), [("svc", "rbf", 10), ("svc_linear", "linear", 1)]
+)
+def test_sessions_equal_those_of_numpy_and_scikit_learn(learner, kernel, C):
+    data = collection()
+    database, labels, queries, query_labels = data
+    simulation = simulate(learner, data)
+    expected = np.stack(
+        [
+            reference_session(kernel, C, database, labels, query, label)
+            for query, label in zip(queries, query_labels, strict=True)
+        ]
+    )
+    ours = np.stack(
+        [simulation.ap, simulation.residual_ap, simulation.baseline_residual_ap], axis=-1
+    )
+    # One swap of neighbours whose scores differ in the last bits of float32 moves a query's AP by
+    # some 1e-4 in so small a database.
+    np.testing.assert_allclose(ours, expected, atol=1e-3)
+    np.testing.assert_allclose(ours.mean(axis=0), expected.mean(axis=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("learner", list(LEARNERS))
+def test_permuting_labels_of_unmarked_images_leaves_every_score_bit_equal(learner):
+    database, labels, queries, query_labels = collection()
+    space = feedback.make_space(database)
+    centred = feedback.retrieval.centre(space.database, queries)
+    arguments = {
+        "count": ROUNDS,
+        "marks_per_round": MARKS,
+        "seeds": [[0, i] for i in range(len(queries))],
+    }
+
+    def play(labels_by_query):
+        rows = np.arange(len(queries))[:, None]
+        return list(
+            feedback.rounds(
+                LEARNERS[learner],
+                space,
+                centred,
+                lambda shown: labels_by_query[rows, shown] == query_labels[:, None],
+                **arguments,
+            )
+        )
+
+    true = np.tile(labels, (len(queries), 1))
+    first = play(true)
+    permuted = true.copy()
+    for row, positions in enumerate(first[-1].marks.positions):
+        unmarked = np.setdiff1d(np.arange(len(labels)), positions)
+        permuted[row, unmarked] = np.random.default_rng(row).permutation(labels[unmarked])
+    assert (permuted != true).any()
+    for ours, theirs in zip(first, play(permuted), strict=True):
+        np.testing.assert_array_equal(ours.scores, theirs.scores)
+        np.testing.assert_array_equal(ours.marks.positions, theirs.marks.positions)
+
+
+@pytest.mark.parametrize("learner", list(LEARNERS))
+def test_nothing_is_shown_twice_and_marks_accumulate(learner):
+    simulation = simulate(learner, collection())
+    assert simulation.marked.shape == (20, ROUNDS * MARKS)
+    assert all(len(set(row)) == ROUNDS * MARKS for row in simulation.marked.tolist())
+    assert simulation.marks[0].tolist() == [0, 8, 16, 24]
+    assert (np.diff(simulation.relevant_marks, axis=1) >= 0).all()
+
+
+@pytest.mark.parametrize("learner", ["svc", "svc_linear"])
+def test_with_relevant_marks_only_the_ranking_stays_and_is_counted(learner):
+    # Classes far apart: the first images shown are all relevant.
+    data = collection(spread=30.0)
+    simulation = simulate(learner, data)
+    summary = feedback.summarise(simulation, data[3])
+    assert summary[1]["no_irrelevant"] == len(data[3])
+    np.testing.assert_array_equal(simulation.top[:, 1], simulation.top[:, 0])
+    np.testing.assert_array_equal(simulation.ap[:, 1], simulation.ap[:, 0])
+
+
+def test_pseudo_negatives_are_unmarked_and_those_in_truth_relevant_are_counted():
+    data = collection()
+    database, labels, queries, query_labels = data
+    space = feedback.make_space(database)
+    sessions = feedback.rounds(
+        LEARNERS["svc_pseudo"],
+        space,
+        feedback.retrieval.centre(space.database, queries),
+        lambda shown: labels[shown] == query_labels[:, None],
+        count=ROUNDS,
+        marks_per_round=MARKS,
+        seeds=[[0, i] for i in range(len(queries))],
+    )
+    relevant = []
+    for result in sessions:
+        for drawn, marked in zip(result.pseudo_negatives, result.marks.positions, strict=True):
+            assert len(set(drawn)) == len(drawn) == (200 if result.number else 0)
+            assert not np.isin(drawn, marked).any()
+        relevant.append(int((labels[result.pseudo_negatives] == query_labels[:, None]).sum()))
+    summary = feedback.summarise(simulate("svc_pseudo", data), query_labels)
+    assert [r["pseudo_negatives_relevant"] for r in summary] == relevant
+    assert relevant[1] > 0
+
+
+def test_rocchio_moves_the_query_by_its_formula():
+    database, _, queries, _ = collection()
+    space = feedback.make_space(database)
+    centred = feedback.retrieval.centre(space.database, queries[:1])
+    marks = feedback.Marks(np.array([[3, 5, 8]]), np.array([[True, False, True]]))
+    ranking = LEARNERS["rocchio"](space, centred, marks, [[0]])
+    moved = queries[0] + 0.75 * (database[[3, 8]].mean(axis=0) - database.mean(axis=0))
+    moved = moved - 0.15 * (database[5] - database.mean(axis=0))
+    expected = -((database - moved) ** 2).sum(axis=1)
+    np.testing.assert_allclose(ranking.scores[0], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_no_feedback_never_changes_its_ranking():
+    simulation = simulate("none", collection())
+    assert (simulation.ap == simulation.ap[:, :1]).all()
+    np.testing.assert_array_equal(simulation.residual_ap, simulation.baseline_residual_ap)
+
+
+def test_blocks_of_any_size_give_the_same_sessions():
+    data = collection()
+    whole, parts = (simulate("svc_pseudo", data, block=block) for block in (64, 7))
+    np.testing.assert_array_equal(whole.marked, parts.marked)
+    np.testing.assert_allclose(whole.ap, parts.ap, atol=1e-9)
+
+
+def test_a_query_without_unmarked_relevant_images_is_left_out_and_counted():
+    database, labels, queries, query_labels = collection(classes=2)
+    labels = np.where(np.arange(len(labels)) < 3, 7, labels)  # a class of three images
+    query_labels = np.where(np.arange(len(query_labels)) == 0, 7, query_labels)
+    queries[0] = database[:3].mean(axis=0)
+    database[:3] = queries[0] + 0.01 * database[:3]
+    simulation = simulate("none", (database, labels, queries, query_labels))
+    summary = feedback.summarise(simulation, query_labels)
+    assert summary[0]["residual_empty"] == 0
+    assert summary[1]["residual_empty"] == 1
+    assert np.isnan(simulation.residual_ap[0, 1])
+    assert summary[1]["residual_map"] == pytest.approx(simulation.residual_ap[1:, 1].mean())
+
+
+def test_chosen_queries_are_as_many_of_each_class():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 30))
+    chosen = feedback.choose_queries(labels, 50, seed=1)
+    assert (np.bincount(labels[chosen]) == 5).all()
+    assert len(set(chosen.tolist())) == 50
+    assert feedback.choose_queries(labels, 0, seed=1).tolist() == list(range(300))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learners": ("svc", "svn")}, "'svn' is not one of none, svc"),
+        ({"rounds": 0}, "feedback.rounds=0"),
+        ({"marks_per_round": 0}, "feedback.marks_per_round=0"),
+        ({"rounds": 6, "marks_per_round": 20}, "more images than the 100"),
+    ],
+)
+def test_feedback_that_cannot_be_simulated_is_an_error(change, message):
+    config = default.get_config().feedback
+    config.update(change)
+    with pytest.raises(ValueError, match=message):
+        feedback.validate(config, database_size=100)
+
+
+def test_a_constant_code_dimension_does_no_harm():
+    database, labels, queries, query_labels = collection()
+    database[:, 0] = queries[:, 0] = 3.0
+    space = feedback.make_space(database)
+    assert jnp.isfinite(space.standardised).all()
+    assert np.isfinite(simulate("svc", (database, labels, queries, query_labels)).ap).all()

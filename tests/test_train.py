@@ -1,0 +1,258 @@
+"""Training: the optimiser's arithmetic, sharding, resuming, and what stops it."""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import class_images
+
+from air_jax import train
+from air_jax.checkpoint import Checkpoints
+from air_jax.training_log import NonFiniteError
+
+IMAGES, _ = class_images(80)
+
+
+def leaves(net):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((net.params, net.stats))]
+
+
+def assert_bit_equal(net, other):
+    for ours, theirs in zip(leaves(net), leaves(other), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_training_lowers_the_loss_and_logs_every_window(small_config, mesh, tmp_path):
+    small_config.train.epochs = 6
+    result = train.train(small_config, IMAGES, mesh, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert result.steps == 30
+    assert [line["step"] for line in lines] == list(range(2, 31, 2))
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
+    assert all(line["grad_norm"] > 0 and line["learning_rate"] >= 0 for line in lines)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("corruption", ["none", "noise"])
+def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(
+    small_config, mesh, tmp_path, monkeypatch, norm, corruption
+):
+    small_config.model.norm = norm
+    small_config.train.update(corruption=corruption, corruption_amount=0.5)
+    whole = train.train(small_config, IMAGES, mesh, tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_step_8(self, step, metrics, add=train.TrainingLog.add):
+        add(self, step, metrics)
+        if step == 8:
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.TrainingLog, "add", stop_at_step_8)
+        with pytest.raises(Stop):
+            train.train(small_config, IMAGES, mesh, tmp_path / "parts")
+    with Checkpoints(tmp_path / "parts" / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 6
+    resumed = train.train(small_config, IMAGES, mesh, tmp_path / "parts")
+    assert_bit_equal(whole.net, resumed.net)
+    logs = [
+        [json.loads(line) for line in (tmp_path / d / "metrics.jsonl").read_text().splitlines()]
+        for d in ("whole", "parts")
+    ]
+    assert [(m["step"], m["loss"]) for m in logs[0]] == [(m["step"], m["loss"]) for m in logs[1]]
+
+
+@pytest.mark.parametrize("loader", ["host", "tfdata"])
+def test_every_loader_trains_the_same_parameters(small_config, mesh, tmp_path, loader):
+    small_config.data.loader = "resident"
+    resident = train.train(small_config, IMAGES, mesh, tmp_path / "resident")
+    small_config.data.loader = loader
+    other = train.train(small_config, IMAGES, mesh, tmp_path / loader)
+    assert_bit_equal(resident.net, other.net)
+
+
+def test_four_devices_train_as_one_does(small_config, mesh, mesh4, tmp_path):
+    one = train.train(small_config, IMAGES, mesh, tmp_path / "1")
+    four = train.train(small_config, IMAGES, mesh4, tmp_path / "4")
+    for ours, theirs in zip(leaves(one.net), leaves(four.net), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loaded_net_is_the_trained_one(small_config, mesh, tmp_path):
+    trained = train.train(small_config, IMAGES, mesh, tmp_path).net
+    loaded = train.load_net(small_config, tmp_path, mesh)
+    assert_bit_equal(trained, loaded)
+    np.testing.assert_array_equal(trained.mean, loaded.mean)
+    assert trained.graphdef == loaded.graphdef
+
+
+def test_nothing_to_load_is_an_error(small_config, mesh, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        train.load_net(small_config, tmp_path, mesh)
+
+
+def test_a_loss_that_blows_up_stops_training_and_leaves_only_good_checkpoints(
+    small_config, mesh, tmp_path
+):
+    small_config.train.update(
+        learning_rate=1e18, clip_norm=0.0, warmup_steps=0, lr_schedule="constant"
+    )
+    small_config.log.checkpoint_steps = 1
+    with pytest.raises(NonFiniteError, match=r"stopped at step \d+: loss .*lower"):
+        train.train(small_config, IMAGES, mesh, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        good = checkpoints.latest_step()
+    assert good is not None
+    assert all(
+        np.isfinite(leaf).all() for leaf in leaves(train.load_net(small_config, tmp_path, mesh))
+    )
+
+
+def test_ctrl_c_saves_the_step_and_the_same_call_goes_on(small_config, mesh, tmp_path, monkeypatch):
+    import os
+    import signal
+
+    def press_at_step_4(self, step, metrics, add=train.TrainingLog.add):
+        add(self, step, metrics)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    whole = train.train(small_config, IMAGES, mesh, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(train.TrainingLog, "add", press_at_step_4)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(small_config, IMAGES, mesh, tmp_path / "parts")
+    with Checkpoints(tmp_path / "parts" / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 4
+    assert_bit_equal(whole.net, train.train(small_config, IMAGES, mesh, tmp_path / "parts").net)
+
+
+def test_a_finished_run_trains_no_more(small_config, mesh, tmp_path):
+    first = train.train(small_config, IMAGES, mesh, tmp_path)
+    again = train.train(small_config, IMAGES, mesh, tmp_path)
+    assert_bit_equal(first.net, again.net)
+
+
+def test_optimiser_is_sgd_with_momentum_decay_and_clipping(small_config):
+    settings = small_config.train
+    settings.update(
+        learning_rate=0.1,
+        momentum=0.9,
+        weight_decay=0.01,
+        clip_norm=1.0,
+        lr_schedule="constant",
+        warmup_steps=0,
+    )
+    optimizer = train.make_optimizer(settings, total_steps=10)
+    params = np.array([1.0, -2.0, 3.0])
+    state, velocity, ours = optimizer.init(jnp.asarray(params)), np.zeros(3), jnp.asarray(params)
+    for gradient in np.random.default_rng(0).normal(size=(5, 3)) * 3:
+        updates, state = optimizer.update(jnp.asarray(gradient), state, ours)
+        ours = optax.apply_updates(ours, updates)
+        clipped = gradient * min(1, 1 / np.linalg.norm(gradient))
+        velocity = 0.9 * velocity + clipped + 0.01 * params
+        params = params - 0.1 * velocity
+        np.testing.assert_allclose(ours, params, rtol=1e-5)
+
+
+def test_learning_rate_warms_up_and_falls_as_a_cosine(small_config):
+    settings = small_config.train
+    settings.update(learning_rate=0.2, warmup_steps=10, lr_schedule="cosine")
+    rate = train.learning_rate(settings, total_steps=110)
+    assert [float(rate(s)) for s in (0, 4, 9)] == pytest.approx([0.02, 0.1, 0.2 * 1.0])
+    assert float(rate(60)) == pytest.approx(0.1, rel=1e-5)
+    assert float(rate(110)) == pytest.approx(0, abs=1e-7)
+    settings.lr_schedule = "constant"
+    assert float(train.learning_rate(settings, 110)(100)) == pytest.approx(0.2)
+
+
+def test_channel_statistics_are_numpys():
+    pixels = IMAGES.astype(np.float64) / 255
+    mean, std = train.channel_statistics(IMAGES)
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(std, pixels.std(axis=(0, 1, 2)), rtol=1e-5)
+
+
+def test_channel_statistics_of_cifar100_are_the_known_ones(cifar100):
+    mean, std = train.channel_statistics(cifar100.images[:50_000])
+    np.testing.assert_allclose(mean, (0.50708, 0.48655, 0.44092), atol=1e-5)
+    np.testing.assert_allclose(std, (0.26733, 0.25644, 0.27615), atol=1e-5)
+
+
+def test_a_constant_channel_standardises_to_zero():
+    mean, std = train.channel_statistics(np.full((4, 8, 8, 1), 7, np.uint8))
+    assert std.tolist() == [1.0]
+    assert mean[0] == pytest.approx(7 / 255)
+
+
+def test_masking_hides_whole_blocks_and_about_the_share_asked_for():
+    images = jnp.ones((200, 32, 32, 3))
+    masked = np.asarray(train.corrupt(images, "mask", 0.4, jax.random.key(0)))
+    blocks = masked.reshape(200, 8, 4, 8, 4, 3)
+    assert (blocks == blocks[:, :, :1, :, :1, :1]).all()
+    assert masked.mean() == pytest.approx(0.6, abs=0.02)
+
+
+def test_noise_has_the_deviation_asked_for_and_depends_on_the_key():
+    images = jnp.zeros((50, 32, 32, 3))
+    first, other = (train.corrupt(images, "noise", 0.5, jax.random.key(seed)) for seed in (0, 1))
+    assert float(first.std()) == pytest.approx(0.5, rel=0.02)
+    assert (np.asarray(first) != np.asarray(other)).any()
+    assert train.corrupt(images, "none", 0.5, jax.random.key(0)) is images
+
+
+def test_the_target_of_denoising_is_the_clean_image(small_config, mesh):
+    net = train.new_net(small_config, (8, 8, 3), *train.channel_statistics(IMAGES), mesh)
+    optimizer = optax.sgd(0.0)
+    state = train.initial_state(net, optimizer, mesh)
+    batch = jnp.asarray(IMAGES[:16])
+    step = partial(train.train_step, net=net, optimizer=optimizer)
+    # Full masking leaves the net nothing to see: its output is the same for every image.
+    _, metrics = step(state, batch, jax.random.key(0), corruption="mask", corruption_amount=1.0)
+    target = net.standardise(batch)
+    constant = net.module()(jnp.zeros_like(target[:1]))
+    expected = float(jnp.mean((constant - target) ** 2))
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train.batch": 15}, "train.batch=15 does not divide over 4 devices.*is 16"),
+        ({"train.batch": 84}, "train.batch=84 is larger than the training set of 80"),
+        ({"train.batch": 0}, "train.batch=0"),
+        ({"train.epochs": 0}, "train.epochs=0"),
+        ({"train.learning_rate": 0.0}, "train.learning_rate=0.0"),
+        ({"train.learning_rate": float("nan")}, "train.learning_rate=nan"),
+        ({"train.momentum": 1.0}, "train.momentum=1.0"),
+        ({"train.clip_norm": -1.0}, "train.clip_norm=-1.0"),
+        ({"train.dtype": "float16"}, "train.dtype='float16'"),
+        ({"train.lr_schedule": "step"}, "train.lr_schedule='step'"),
+        ({"train.corruption": "blur"}, "train.corruption='blur'"),
+        ({"train.corruption": "mask", "train.corruption_amount": 1.0}, "below 1"),
+        ({"log.every_steps": 0}, "log.every_steps=0"),
+    ],
+)
+def test_what_cannot_be_trained_is_an_error_that_names_the_key(
+    small_config, mesh4, tmp_path, change, message
+):
+    small_config.update_from_flattened_dict(change)
+    with pytest.raises(ValueError, match=message):
+        train.train(small_config, IMAGES, mesh4, tmp_path)
+
+
+def test_bfloat16_trains_about_as_float32_does(small_config, mesh, tmp_path):
+    small_config.train.epochs = 6
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        small_config.train.dtype = dtype
+        train.train(small_config, IMAGES, mesh, tmp_path / dtype)
+        last = (tmp_path / dtype / "metrics.jsonl").read_text().splitlines()[-1]
+        losses[dtype] = json.loads(last)["loss"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)

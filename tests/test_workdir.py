@@ -1,0 +1,116 @@
+"""Which stages are current, and which work directories are refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from air_jax import workdir
+from air_jax.workdir import WorkDir
+
+
+@pytest.fixture
+def folder(small_config, tmp_path):
+    """A work directory whose stages are all done."""
+    made = WorkDir(tmp_path / "run", small_config, "data")
+    made.create()
+    for stage in workdir.STAGES:
+        (made / f"{stage}.bin").write_text(stage)
+        made.finish(stage, {"of": stage}, [f"{stage}.bin"])
+    return made
+
+
+def redone(folder, config=None, data="data"):
+    again = WorkDir(folder.path, config or folder.config, data)
+    return {s: again.why_redo(s) for s in workdir.STAGES if again.why_redo(s)}
+
+
+def changed(config, **values):
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict(values)
+    return other
+
+
+def test_finished_stages_are_current_and_keep_their_results(folder):
+    assert redone(folder) == {}
+    assert folder.result("encode") == {"of": "encode"}
+
+
+def test_a_changed_evaluation_key_redoes_its_stage_and_the_report_only(folder):
+    config = changed(folder.config, **{"feedback.marks_per_round": 7})
+    reasons = redone(folder, config)
+    assert list(reasons) == ["feedback", "report"]
+    assert reasons["feedback"] == "feedback.marks_per_round was 5, now 7"
+    assert WorkDir(folder.path, config, "data").result("feedback") is None
+
+
+def test_a_changed_encoding_redoes_all_that_reads_codes(folder):
+    reasons = redone(folder, changed(folder.config, **{"encode.batch": 64}))
+    assert list(reasons) == ["encode", "retrieve", "feedback", "report"]
+
+
+@pytest.mark.parametrize("key", ["log.every_steps", "data.loader", "data.dir"])
+def test_keys_without_effect_on_the_results_redo_nothing(folder, key):
+    value = {"log.every_steps": 99, "data.loader": "host", "data.dir": "elsewhere"}[key]
+    config = changed(folder.config, **{key: value})
+    assert redone(folder, config) == {}
+    WorkDir(folder.path, config, "data").check()
+
+
+def test_missing_and_damaged_files_redo_their_stage(folder):
+    (folder / "encode.bin").unlink()
+    (folder / "retrieve.bin").write_text("retrieve!")
+    reasons = redone(folder)
+    assert reasons["encode"] == "encode.bin is missing"
+    assert "retrieve.bin is damaged" in reasons["retrieve"]
+
+
+def test_a_damaged_record_redoes_its_stage(folder):
+    (folder / "stages" / "encode.json").write_text('{"finger')
+    assert redone(folder)["encode"] == "not done yet"
+
+
+def test_another_training_is_refused_and_its_keys_named(folder):
+    config = changed(folder.config, **{"model.width": 4, "train.batch": 20})
+    with pytest.raises(ValueError, match=r"model.width was 8, now 4\s+train.batch was 16, now 20"):
+        WorkDir(folder.path, config, "data").check()
+    with pytest.raises(ValueError, match="SHA-256.*was 'data', now 'other'"):
+        WorkDir(folder.path, folder.config, "other").check()
+
+
+def test_a_folder_that_is_no_run_is_refused(small_config, tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match=r"holds 'thesis.tex' but no config.json"):
+        WorkDir(tmp_path, small_config, "data").check()
+    with pytest.raises(ValueError, match="is a file"):
+        WorkDir(tmp_path / "thesis.tex", small_config, "data").check()
+
+
+def test_an_empty_or_new_folder_is_taken(small_config, tmp_path):
+    WorkDir(tmp_path, small_config, "data").check()
+    WorkDir(tmp_path / "new", small_config, "data").check()
+
+
+def test_setting_aside_keeps_everything(folder):
+    aside = folder.set_aside()
+    assert not folder.path.exists()
+    assert (aside / "encode.bin").read_text() == "encode"
+    assert folder.set_aside() is None
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "value.json"
+    workdir.write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        workdir.write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text()) == {"a": 1}
+    workdir.write_npz(tmp_path / "deep" / "x.npz", x=np.arange(3))
+    with np.load(tmp_path / "deep" / "x.npz") as file:
+        assert file["x"].tolist() == [0, 1, 2]
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["x.npz"]
+
+
+def test_the_configs_hash_is_of_all_its_values(small_config):
+    assert workdir.config_hash(small_config) == workdir.config_hash(small_config)
+    other = changed(small_config, **{"log.every_steps": 99})
+    assert workdir.config_hash(other) != workdir.config_hash(small_config)
