@@ -3,6 +3,8 @@
 import numpy as np
 from sklearn.decomposition import PCA
 
+NAMES = ("random", "pixels", "pca", "untrained")  # what the codes' mAP is reported beside
+
 
 def pixel_codes(images: np.ndarray) -> np.ndarray:
     """Images [N, S, S, C] uint8 as they are: [N, S*S*C] float32 in [0, 1]."""

@@ -7,11 +7,12 @@ without TensorFlow; `digits` is embedded in scikit-learn; `arrays` is an `.npz` 
 import dataclasses
 import hashlib
 import os
-import zipfile
 from pathlib import Path
 
 import numpy as np
-from absl import logging
+
+from air_jax.files import read_npz, write_npz
+from air_jax.progress import say
 
 NAMES = ("cifar100", "digits", "arrays")
 SPLITS = ("paper", "official")
@@ -149,30 +150,12 @@ def _digits() -> Dataset:
     )
 
 
-def _read_npz(path: Path, required: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Every array of an `.npz`; ValueError names the file if it is damaged or lacks one."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read as an .npz file: {error}") from error
-    missing = [key for key in required if key not in arrays]
-    if missing:
-        raise ValueError(
-            f"{path} has no array named {' or '.join(map(repr, missing))}; "
-            f"found {', '.join(sorted(arrays)) or 'nothing'}"
-        )
-    return arrays
-
-
 def _arrays(file_name: str) -> Dataset:
     if not file_name:
         raise ValueError("data.name='arrays' needs data.dir=FILE.npz (arrays `image` and `label`)")
     path = Path(file_name).expanduser()
     try:
-        arrays = _read_npz(path, ("image", "label"))
+        arrays = read_npz(path, ("image", "label"))
     except FileNotFoundError:
         raise FileNotFoundError(f"data.dir={file_name}: there is no such file") from None
     images = _as_uint8(arrays["image"], path)
@@ -203,6 +186,11 @@ def _as_uint8(images: np.ndarray, path: Path) -> np.ndarray:
         images = images[..., None]
     if images.ndim != 4:
         raise ValueError(f"{path}: image has shape {list(images.shape)}; expected [N, S, S, C]")
+    if images.shape[-1] not in (1, 3) or 0 in images.shape[1:]:
+        raise ValueError(
+            f"{path}: image has shape {list(images.shape)}; expected [N, S, S, C] with one or "
+            "three channels"
+        )
     if images.dtype == np.uint8:
         return images
     if not np.issubdtype(images.dtype, np.floating):
@@ -229,15 +217,11 @@ def _cifar100(directory: str) -> Dataset:
         )
     cache = cache_directory() / f"cifar100-{_CIFAR100_VERSION}.npz"
     if cache.exists():
-        arrays = _read_npz(cache, tuple(_CIFAR100_SHAPES))
+        arrays = read_npz(cache, tuple(_CIFAR100_SHAPES))
     else:
         arrays = _decode_cifar100(directory, cache)
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        # Written beside and renamed, so that a crash or a second process leaves no half file.
-        partial = cache.with_name(f"{cache.stem}.{os.getpid()}.partial.npz")
-        np.savez(partial, **arrays)
-        partial.replace(cache)
-        logging.info("decoded cifar100 into %s", cache)
+        write_npz(cache, **arrays)
+        say(f"cifar100: decoded into {cache}; TensorFlow is not needed from now on")
     for key, shape in _CIFAR100_SHAPES.items():
         if arrays[key].shape != shape:
             raise ValueError(
@@ -272,6 +256,11 @@ def _decode_cifar100(directory: str, cache: Path) -> dict[str, np.ndarray]:
         ) from error
     tf.config.set_visible_devices([], "GPU")  # its default is to take the whole accelerator
     data_dir = os.path.expanduser(directory) or None
+    if not directory:
+        say(
+            f"cifar100: no decoded cache at {cache}; asking tensorflow_datasets for it, which "
+            "downloads 169 MB if it has to (without a network it tries for some minutes)"
+        )
     try:
         parts, info = tfds.load(
             f"cifar100:{_CIFAR100_VERSION}",
@@ -285,7 +274,7 @@ def _decode_cifar100(directory: str, cache: Path) -> dict[str, np.ndarray]:
         looked = directory or tfds.core.constants.DATA_DIR
         raise FileNotFoundError(
             f"CIFAR-100: no decoded cache at {cache}, and tensorflow_datasets could not load it "
-            f"from {looked} ({type(error).__name__}: {str(error).strip().splitlines()[0]}). "
+            f"from {looked} ({type(error).__name__}: {str(error).strip().partition(chr(10))[0]}). "
             f"{ways_on}"
         ) from error
     train, test = tfds.as_numpy(parts)

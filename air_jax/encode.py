@@ -84,10 +84,11 @@ class HeldOutLosses(NamedTuple):
         loss: of the net (eq 4, 5).
         code_shuffled_loss: of decoding with each image's code replaced by another image's. Close
             to `loss`: the decoder does not use the code, but sees the image by its shortcuts.
+            None for a single image, which has no other.
     """
 
     loss: float
-    code_shuffled_loss: float
+    code_shuffled_loss: float | None
 
 
 def held_out_losses(net: Net, images: np.ndarray, mesh: Mesh, batch: int = 512) -> HeldOutLosses:
@@ -97,12 +98,11 @@ def held_out_losses(net: Net, images: np.ndarray, mesh: Mesh, batch: int = 512) 
     order = np.random.default_rng(0).permutation(len(codes))
     shuffled = np.empty_like(codes)
     shuffled[order] = codes[np.roll(order, 1)]
-    return HeldOutLosses(
-        *(
-            float(_map_batches(_squared_error_batch, net, (images, used), mesh, batch).mean())
-            for used in (codes, shuffled)
-        )
-    )
+
+    def loss(used: np.ndarray) -> float:
+        return float(_map_batches(_squared_error_batch, net, (images, used), mesh, batch).mean())
+
+    return HeldOutLosses(loss(codes), loss(shuffled) if len(codes) > 1 else None)
 
 
 def _map_batches(

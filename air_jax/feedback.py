@@ -183,7 +183,11 @@ LEARNERS: dict[str, Learner] = {
 
 def parameters(learner: str) -> dict[str, Any]:
     """What a learner was fixed to, for the report."""
-    return dict(getattr(LEARNERS[learner], "keywords", {}))
+    fixed = LEARNERS[learner]
+    if not isinstance(fixed, partial):
+        return {}
+    svm_space = {"gamma": "scale", "codes": "standardised"}
+    return fixed.keywords | (svm_space if fixed.func is support_vector else {})
 
 
 class Round(NamedTuple):
@@ -317,35 +321,32 @@ def simulate(
     relevant = retrieval.relevant_items(query_labels, database_labels)
     count = len(queries)
     block = min(block, count)
+
+    def play(rows: np.ndarray) -> Iterator[Round]:
+        return rounds(
+            LEARNERS[learner],
+            space,
+            queries[rows],
+            lambda shown: database_labels[shown] == query_labels[rows, None],
+            count=rounds_count,
+            marks_per_round=marks_per_round,
+            seeds=[[seed, int(row)] for row in rows],
+        )
+
+    for _ in play(np.arange(block)):  # compiles, so that no round's seconds hold it
+        pass
     parts = []
     with Progress(f"feedback {learner}", count, unit="queries") as progress:
         for start in range(0, count, block):
+            # The last block is filled up with queries whose results are dropped below.
             rows = np.resize(np.arange(start, min(start + block, count)), block)
-            labels = query_labels[rows, None]
-            sessions = rounds(
-                LEARNERS[learner],
-                space,
-                queries[rows],
-                lambda shown, labels=labels: database_labels[shown] == labels,
-                count=rounds_count,
-                marks_per_round=marks_per_round,
-                seeds=[[seed, int(row)] for row in rows],
-            )
-            judged = _judge_rounds(sessions, relevant[rows], labels, database_labels)
-            kept = min(block, count - start)
             parts.append(
-                judged._replace(
-                    **{
-                        name: values[:kept]
-                        for name, values in judged._asdict().items()
-                        if name != "seconds"
-                    }
-                )
+                _judge_rounds(play(rows), relevant[rows], query_labels[rows, None], database_labels)
             )
-            progress.advance(kept)
+            progress.advance(min(block, count - start))
+    *arrays, seconds = zip(*parts, strict=True)
     return Simulation(
-        *(np.concatenate(arrays) for arrays in list(zip(*parts, strict=True))[:-1]),
-        seconds=np.sum([part.seconds for part in parts], axis=0),
+        *(np.concatenate(blocks)[:count] for blocks in arrays), seconds=np.sum(seconds, axis=0)
     )
 
 
@@ -426,8 +427,8 @@ def summarise(simulation: Simulation, query_labels: np.ndarray) -> list[dict[str
         if number == 0:
             entry |= dict.fromkeys(("no_relevant", "no_irrelevant"))
             entry["no_relevant_reason"] = entry["no_irrelevant_reason"] = "no marks in round 0"
-        if entry["residual_map"] is None:
-            entry["residual_map_reason"] = "no query has an unmarked relevant image left"
+        for key in [key for key, value in entry.items() if value is None]:
+            entry.setdefault(f"{key}_reason", "no query has an unmarked relevant image left")
         summary.append(entry)
     return summary
 
@@ -437,6 +438,9 @@ def validate(config: ml_collections.ConfigDict, database_size: int) -> None:
     for learner in config.learners:
         if learner not in LEARNERS:
             raise ValueError(f"feedback.learners: {learner!r} is not one of {', '.join(LEARNERS)}")
+    for key in ("queries", "seed"):
+        if config[key] < 0:
+            raise ValueError(f"feedback.{key}={config[key]}: expected 0 or more")
     if config.rounds < 1 or config.marks_per_round < 1:
         raise ValueError(
             f"feedback.rounds={config.rounds}, feedback.marks_per_round={config.marks_per_round}: "

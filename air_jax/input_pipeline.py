@@ -43,7 +43,7 @@ def make_loader(
         `loader(epoch, first)`: an iterator over uint8 [batch_size, S, S, C] on the devices.
     """
     if kind == "auto":
-        kind = "resident" if fits_on_device(images.nbytes, mesh) else "host"
+        kind = "resident" if resident(kind, images, mesh) else "host"
     steps = len(images) // batch_size
 
     def batches_of(order: np.ndarray, first: int) -> np.ndarray:
@@ -51,12 +51,12 @@ def make_loader(
         return order[first * batch_size : steps * batch_size].reshape(-1, batch_size)
 
     if kind == "resident":
-        resident = jax.device_put(images, replicated(mesh))
+        on_device = jax.device_put(images, replicated(mesh))
         take = jax.jit(lambda images, positions: images[positions], out_shardings=by_rows(mesh))
 
         def load(epoch: int, first: int = 0) -> Iterator[jax.Array]:
             for positions in batches_of(epoch_order(key, epoch, len(images)), first):
-                yield take(resident, positions)
+                yield take(on_device, positions)
 
     elif kind == "host":
 
@@ -97,8 +97,13 @@ def prefetch(
     yield from queue
 
 
-def fits_on_device(size: int, mesh: Mesh) -> bool:
-    """Whether `size` bytes take less than half of each device's memory, as far as it tells."""
+def resident(kind: str, images: np.ndarray, mesh: Mesh) -> bool:
+    """Whether a loader of this kind keeps the images on the devices.
+
+    "auto" does if they take less than half of each one's memory, as far as it tells.
+    """
+    if kind != "auto":
+        return kind == "resident"
     stats = [device.memory_stats() or {} for device in mesh.local_devices]
     limits = [s["bytes_limit"] for s in stats if "bytes_limit" in s]
-    return all(size < limit / 2 for limit in limits)
+    return all(images.nbytes < limit / 2 for limit in limits)

@@ -1,5 +1,6 @@
 """The whole way from images to feedback: `python -m air_jax.main --config=configs/depth40.py`."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,10 +8,10 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from air_jax import pipeline, plan
+from air_jax import dry_run, pipeline, plan, report
 from air_jax.progress import say
 from air_jax.training_log import NonFiniteError
-from air_jax.workdir import STAGES, WorkDir
+from air_jax.workdir import FIGURES_FOLDER, RESULTS_FILE, STAGES, WorkDir, needs
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file; its keys can be changed by --config.KEY=VALUE."
@@ -29,6 +30,7 @@ _DRY_RUN = flags.DEFINE_boolean(
 )
 flags.DEFINE_alias("dry-run", "dry_run")
 
+FAILED = 2
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 DEEP = 40  # layers from which on a CPU is the wrong machine
 
@@ -43,33 +45,35 @@ def main(argv: list[str]) -> int:
     config = _CONFIG.value
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     path = Path(_WORKDIR.value or Path("runs") / Path(config_file).stem)
+    anew = _OVERWRITE.value
     try:
         wanted = _stages(_STAGES.value)
         job = plan.prepare(config)
         workdir = WorkDir(path, config, job.dataset.fingerprint())
-        if not _OVERWRITE.value:
+        if anew:
+            workdir.exists()
+        else:
             workdir.check()
+        _check_order(wanted, workdir, anew)
         if _DRY_RUN.value:
-            print(plan.describe(job, workdir))
+            print(dry_run.describe(job, workdir, wanted, anew))
             return 0
-        if _OVERWRITE.value and (aside := workdir.set_aside()):
+        if anew and (aside := workdir.set_aside()):
             say(f"the earlier run is now in {aside}")
         workdir.create()
-    except (ValueError, OSError) as error:
-        return _fail(error)
-    if jax.default_backend() == "cpu" and config.model.depth >= DEEP:
-        say(
-            f"hint: depth {config.model.depth} is for a GPU or TPU, and this is a CPU. "
-            "--dry-run estimates the time; configs/cifar100_small.py is made for two cores."
-        )
-    try:
+        _hint(wanted, job, workdir)
         for stage in wanted:
             _do(stage, job, workdir)
-    except (NonFiniteError, OSError) as error:
-        return _fail(error)
     except KeyboardInterrupt:
         say(f"\ninterrupted; the same command continues in {path}")
         return INTERRUPTED
+    except (ValueError, OSError, NonFiniteError) as error:
+        if logging.level_debug():  # --verbosity=1
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    if "report" in wanted:
+        _show_report(workdir)
     return 0
 
 
@@ -81,14 +85,30 @@ def _stages(names: list[str]) -> list[str]:
     return [stage for stage in STAGES if stage in names]
 
 
+def _check_order(wanted: list[str], workdir: WorkDir, anew: bool) -> None:
+    """Raise ValueError if a stage reads one that is neither done nor asked for."""
+    for stage in wanted:
+        for earlier in needs(stage):
+            reason = "not done yet" if anew else workdir.why_redo(earlier)
+            if earlier not in wanted and reason:
+                raise ValueError(
+                    f"stage {stage} needs stage {earlier}, which in {workdir.path} is to be done "
+                    f"({reason}): --stages={earlier},{stage}"
+                )
+
+
+def _hint(wanted: list[str], job: plan.Job, workdir: WorkDir) -> None:
+    depth = job.config.model.depth
+    trains = "train" in wanted and workdir.why_redo("train")
+    if trains and depth >= DEEP and jax.default_backend() == "cpu":
+        say(
+            f"hint: depth {depth} is for a GPU or TPU, and this is a CPU. --dry-run estimates "
+            "the time; configs/cifar100_small.py is made for two cores."
+        )
+
+
 def _do(stage: str, job: plan.Job, workdir: WorkDir) -> None:
     """Do a stage unless it is done and current, saying which and why."""
-    missing = [s for s in pipeline.NEEDS[stage] if workdir.why_redo(s)]
-    if missing:
-        raise FileNotFoundError(
-            f"stage {stage} needs stage {missing[0]}, which in {workdir.path} is to be done "
-            f"({workdir.why_redo(missing[0])}): --stages={missing[0]},{stage}"
-        )
     reason = workdir.why_redo(stage)
     if reason is None:
         say(f"{stage}: done before")
@@ -97,9 +117,9 @@ def _do(stage: str, job: plan.Job, workdir: WorkDir) -> None:
     pipeline.run_stage(stage, job, workdir)
 
 
-def _fail(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+def _show_report(workdir: WorkDir) -> None:
+    results = json.loads((workdir / RESULTS_FILE).read_text())
+    say(f"\n{report.table(results)}\n\n{workdir / RESULTS_FILE}, {workdir / FIGURES_FOLDER}/*.png")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -109,7 +129,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         text = error.args[0] if error.args else error
         print(f"error: {text}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(FAILED)
 
 
 def run() -> None:

@@ -14,22 +14,22 @@ from air_jax import (
     retrieval,
     train,
 )
-from air_jax import workdir as files
+from air_jax.files import read_npz, write_npz
 from air_jax.models import count_parameters
-from air_jax.plan import BASELINES, Job
+from air_jax.plan import Job
 from air_jax.progress import say
-from air_jax.workdir import WorkDir
+from air_jax.workdir import (
+    CHECKPOINTS,
+    CODES_FILE,
+    FEEDBACK_FOLDER,
+    MODEL_FILE,
+    RECONSTRUCTIONS_FILE,
+    RETRIEVAL_FILE,
+    WorkDir,
+    hash_of,
+)
 
 RECONSTRUCTED = 10  # queries whose reconstructions are kept for the report
-
-# Stages whose files a stage reads: they have to be done and current.
-NEEDS = {
-    "train": (),
-    "encode": ("train",),
-    "retrieve": ("encode",),
-    "feedback": ("encode",),
-    "report": (),
-}
 
 
 def run_stage(stage: str, job: Job, workdir: WorkDir) -> None:
@@ -52,8 +52,8 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     codes = encode.encode(trained.net, shown, job.mesh, config.encode.batch, label=None)
     standardised = encode.reconstruct(trained.net, shown, codes, job.mesh, config.encode.batch)
     pixels = (standardised * std + np.asarray(trained.net.mean)) * 255
-    files.write_npz(
-        workdir / files.RECONSTRUCTIONS_FILE,
+    write_npz(
+        workdir / RECONSTRUCTIONS_FILE,
         image=shown,
         reconstruction=np.clip(np.round(pixels), 0, 255).astype(np.uint8),
     )
@@ -75,12 +75,16 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         result["pca_loss_reason"] = (
             f"PCA to {config.model.code_dim} dimensions is lossless on these images"
         )
-    return result, [files.CHECKPOINTS, files.MODEL_FILE, files.RECONSTRUCTIONS_FILE]
+    if losses.code_shuffled_loss is None:
+        result["code_shuffled_loss_reason"] = "there is one query, and no other image's code"
+    checkpoint = f"{CHECKPOINTS}/{trained.steps}"
+    return result, [checkpoint, MODEL_FILE, RECONSTRUCTIONS_FILE]
 
 
 def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     batch = job.config.encode.batch
-    net = train.load_net(job.config, workdir.path, job.mesh)
+    steps = workdir.result("train")["steps"]
+    net = train.load_net(job.config, workdir.path, job.mesh, steps)
     images = np.concatenate([job.database_images(), job.query_images()])
     encode.encode(net, images[:batch], job.mesh, batch, label=None)  # compiles
     started = time.monotonic()
@@ -89,8 +93,8 @@ def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     fresh = train.new_net(job.config, images.shape[1:], net.mean, net.std, job.mesh)
     untrained = encode.encode(fresh, images, job.mesh, batch, label="encode, untrained net")
     size = len(job.database)
-    files.write_npz(
-        workdir / files.CODES_FILE,
+    write_npz(
+        workdir / CODES_FILE,
         database=codes[:size],
         query=codes[size:],
         untrained_database=untrained[:size],
@@ -100,26 +104,27 @@ def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         database_label=job.dataset.labels[job.database],
         query_label=job.dataset.labels[job.queries],
     )
-    return {"seconds": seconds, "images_per_second": len(images) / seconds}, [files.CODES_FILE]
+    return {"seconds": seconds, "images_per_second": len(images) / seconds}, [CODES_FILE]
 
 
 def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
-    with np.load(workdir / files.CODES_FILE) as file:
-        codes = dict(file)
+    codes = read_npz(workdir / CODES_FILE)
     labels = codes["query_label"]
     items = retrieval.relevant_items(labels, codes["database_label"])
     size = len(codes["database"])
 
     def ranks_of(name: str, database_codes: np.ndarray, query_codes: np.ndarray) -> np.ndarray:
-        say(f"retrieve: {len(query_codes):,} queries by {name} in {size:,} images")
         database = retrieval.make_database(database_codes)
-        return retrieval.ranks_by_distance(database, query_codes, items)
+        label = f"retrieve by {name}"
+        return retrieval.ranks_by_distance(database, query_codes, items, label=label)
 
+    # Compiles, so that the seconds below do not hold it.
+    prepared = retrieval.make_database(codes["database"])
+    retrieval.ranks_by_distance(prepared, codes["query"][:1], items[:1])
     started = time.monotonic()
     ranks = ranks_of("codes", codes["database"], codes["query"])
     seconds = time.monotonic() - started
-    database = retrieval.make_database(codes["database"])
-    _, top = retrieval.search(database, codes["query"], min(feedback.TOP, size))
+    _, top = retrieval.search(prepared, codes["query"], min(feedback.TOP, size))
     per_query = {"ap": metrics.average_precision(ranks, size)}
     result: dict[str, Any] = {
         "map": metrics.mean(per_query["ap"]),
@@ -149,29 +154,34 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         pca = baselines.fit_pca(pixels[0], job.config.model.code_dim)
         ranks = ranks_of("PCA", *(pca.transform(part) for part in pixels))
         per_query["pca_ap"] = metrics.average_precision(ranks, size)
-    for name in BASELINES:
+    for name in baselines.NAMES:
         ap = per_query.get(f"{name}_ap")
         maps[name] = {"map": None if ap is None else metrics.mean(ap)}
         if ap is None:
             maps[name]["map_reason"] = "not in retrieval.baselines"
         elif name != "random":
             maps[name]["map_ci95"] = metrics.bootstrap_interval(ap, labels)
-    files.write_npz(workdir / files.RETRIEVAL_FILE, top=top, **per_query)
-    return {"retrieval": result, "baselines": maps}, [files.RETRIEVAL_FILE]
+    write_npz(workdir / RETRIEVAL_FILE, top=top, **per_query)
+    return {"retrieval": result, "baselines": maps}, [RETRIEVAL_FILE]
 
 
 def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     config = job.config.feedback
-    with np.load(workdir / files.CODES_FILE) as file:
-        codes = dict(file)
+    codes = read_npz(workdir / CODES_FILE)
     chosen = feedback.choose_queries(codes["query_label"], config.queries, config.seed)
     labels = codes["query_label"][chosen]
     space = feedback.make_space(codes["database"])
-    made_from = workdir.fingerprint("feedback")
     result, left = {}, []
     for learner in config.learners:
         # A file for each learner: an interrupted stage goes on with the next.
-        name = f"{files.FEEDBACK_FOLDER}/{learner}.npz"
+        name = f"{FEEDBACK_FOLDER}/{learner}.npz"
+        made_from = hash_of(
+            [
+                workdir.state("encode"),
+                feedback.parameters(learner),
+                [config.rounds, config.marks_per_round, config.queries, config.seed],
+            ]
+        )
         simulation = _load_simulation(workdir, name, made_from)
         if simulation is None:
             simulation = feedback.simulate(
@@ -184,9 +194,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
                 marks_per_round=config.marks_per_round,
                 seed=config.seed,
             )
-            files.write_npz(
-                workdir / name, made_from=made_from, query=chosen, **simulation._asdict()
-            )
+            write_npz(workdir / name, made_from=made_from, query=chosen, **simulation._asdict())
         left.append(name)
         result[learner] = {
             "params": feedback.parameters(learner),
@@ -199,13 +207,13 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
 
 def _load_simulation(workdir: WorkDir, name: str, made_from: str) -> feedback.Simulation | None:
     """A learner's sessions from an earlier run of this stage, if they were made from the same."""
-    path = workdir / name
-    if not path.exists():
+    try:
+        held = read_npz(workdir / name, ("made_from", *feedback.Simulation._fields))
+    except (FileNotFoundError, ValueError):  # a damaged file is made again
         return None
-    with np.load(path) as file:
-        if str(file["made_from"]) != made_from:
-            return None
-        return feedback.Simulation(*(file[field] for field in feedback.Simulation._fields))
+    if str(held["made_from"]) != made_from:
+        return None
+    return feedback.Simulation(*(held[field] for field in feedback.Simulation._fields))
 
 
 def _report(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Callable
 from functools import partial
@@ -14,11 +15,21 @@ import jax
 import numpy as np
 
 from air_jax import figures, models
-from air_jax import workdir as files
+from air_jax.files import read_npz, write_json, write_npz
 from air_jax.plan import Job
-from air_jax.progress import say
 from air_jax.training_log import read_metrics
-from air_jax.workdir import WorkDir
+from air_jax.workdir import (
+    FEEDBACK_FOLDER,
+    FIGURES_FOLDER,
+    METRICS_FILE,
+    PER_QUERY_FILE,
+    RECONSTRUCTIONS_FILE,
+    RESULTS_FILE,
+    RETRIEVAL_FILE,
+    STAGES,
+    WorkDir,
+    config_hash,
+)
 
 SCHEMA_VERSION = 1
 _PACKAGES = (
@@ -35,24 +46,23 @@ _PACKAGES = (
 
 def write(job: Job, workdir: WorkDir) -> list[str]:
     """Write the report of the stages that are done; returns the files it left."""
-    found = {stage: workdir.result(stage) for stage in files.STAGES[:-1]}
-    results = _results(job, found)
-    files.write_json(workdir / files.RESULTS_FILE, results)
-    say(f"report: {workdir / files.RESULTS_FILE}")
-    left = [files.RESULTS_FILE]
+    # An earlier report may have had more to show.
+    shutil.rmtree(workdir / FIGURES_FOLDER, ignore_errors=True)
+    (workdir / PER_QUERY_FILE).unlink(missing_ok=True)
+    found = {stage: workdir.result(stage) for stage in STAGES[:-1]}
+    write_json(workdir / RESULTS_FILE, _results(job, workdir, found))
+    left = [RESULTS_FILE]
     if found["retrieve"]:
-        files.write_npz(workdir / files.PER_QUERY_FILE, **_per_query(job, workdir, found))
-        left.append(files.PER_QUERY_FILE)
+        write_npz(workdir / PER_QUERY_FILE, **_per_query(job, workdir, found))
+        left.append(PER_QUERY_FILE)
     for name, draw in _drawings(job, workdir, found).items():
-        path = f"{files.FIGURES_FOLDER}/{name}.png"
+        path = f"{FIGURES_FOLDER}/{name}.png"
         draw(workdir / path)
         left.append(path)
-    say(f"report: {len(left) - 2} figures in {workdir / files.FIGURES_FOLDER}")
-    say("\n" + table(results))
     return left
 
 
-def _results(job: Job, found: dict[str, Any]) -> dict[str, Any]:
+def _results(job: Job, workdir: WorkDir, found: dict[str, Any]) -> dict[str, Any]:
     """`results.json`: nulls, with a reason beside, for what was skipped or has no meaning."""
     config = job.config
     model = config.model
@@ -62,7 +72,7 @@ def _results(job: Job, found: dict[str, Any]) -> dict[str, Any]:
     results = {
         "schema_version": SCHEMA_VERSION,
         "config": json.loads(config.to_json_best_effort()),
-        "config_hash": files.config_hash(config),
+        "config_hash": config_hash(config),
         **commit(),
         "seed": config.seed,
         "split_seed": config.data.split_seed,
@@ -88,12 +98,12 @@ def _results(job: Job, found: dict[str, Any]) -> dict[str, Any]:
         "baselines": retrieved["baselines"],
         "feedback": found["feedback"],
     }
-    if config.data.split == "official":
-        results |= {"split_seed": None, "split_seed_reason": "the official split draws nothing"}
+    if config.data.split == "official" and not config.data.train_images:
+        results |= {"split_seed": None, "split_seed_reason": "the official split is not drawn"}
     if results["model"]["name"] is None:
         results["model"]["name_reason"] = "none of the paper's configurations"
     if parameters is None:
-        results["model"]["parameters_reason"] = "stage train is not done"
+        results["model"]["parameters_reason"] = f"stage train: {workdir.why_redo('train')}"
     for section, stage in (
         ("train", "train"),
         ("encode", "encode"),
@@ -102,20 +112,20 @@ def _results(job: Job, found: dict[str, Any]) -> dict[str, Any]:
         ("feedback", "feedback"),
     ):
         if results[section] is None:
-            results[f"{section}_reason"] = f"stage {stage} is not done"
+            results[f"{section}_reason"] = f"stage {stage}: {workdir.why_redo(stage)}"
     return results
 
 
 def _per_query(job: Job, workdir: WorkDir, found: dict[str, Any]) -> dict[str, np.ndarray]:
     """Every query's figures, so that any two runs can be compared in pairs."""
     arrays = {"query_index": job.queries, "query_label": job.dataset.labels[job.queries]}
-    with np.load(workdir / files.RETRIEVAL_FILE) as file:
-        arrays |= {f"retrieval/{key}": file[key] for key in file.files if key != "top"}
+    retrieved = read_npz(workdir / RETRIEVAL_FILE)
+    arrays |= {f"retrieval/{key}": retrieved[key] for key in retrieved if key != "top"}
     for learner in found["feedback"] or {}:
-        with np.load(workdir / files.FEEDBACK_FOLDER / f"{learner}.npz") as file:
-            arrays["feedback/query"] = file["query"]
-            for key in ("ap", "residual_ap", "baseline_residual_ap", "residual_precision"):
-                arrays[f"feedback/{learner}/{key}"] = file[key]
+        simulation = read_npz(workdir / FEEDBACK_FOLDER / f"{learner}.npz")
+        arrays["feedback/query"] = simulation["query"]
+        for key in ("ap", "residual_ap", "baseline_residual_ap", "residual_precision"):
+            arrays[f"feedback/{learner}/{key}"] = simulation[key]
     return arrays
 
 
@@ -125,12 +135,11 @@ def _drawings(
     """The figures that the finished stages allow: name -> function that draws it to a path."""
     drawings: dict[str, Callable[[Path], None]] = {}
     if found["train"]:
-        lines = read_metrics(workdir / files.METRICS_FILE)
-        with np.load(workdir / files.RECONSTRUCTIONS_FILE) as file:
-            pairs = file["image"], file["reconstruction"]
+        lines = read_metrics(workdir / METRICS_FILE)
+        pairs = read_npz(workdir / RECONSTRUCTIONS_FILE)
         drawings["loss"] = partial(figures.loss_curve, lines=lines, losses=found["train"])
         drawings["reconstructions"] = partial(
-            figures.reconstructions, images=pairs[0], reconstructed=pairs[1]
+            figures.reconstructions, images=pairs["image"], reconstructed=pairs["reconstruction"]
         )
     learners = found["feedback"] or {}
     if learners:
@@ -145,12 +154,11 @@ def _draw_sheet(path: Path, job: Job, workdir: WorkDir, learners: dict[str, Any]
     shown = job.shown_queries()
     learner = job.config.report.learner
     if learner in learners:
-        with np.load(workdir / files.FEEDBACK_FOLDER / f"{learner}.npz") as file:
-            top = file["top"][np.searchsorted(file["query"], shown)]
+        simulation = read_npz(workdir / FEEDBACK_FOLDER / f"{learner}.npz")
+        top = simulation["top"][np.searchsorted(simulation["query"], shown)]
         title = f"First images before and after feedback ({learner}); relevant ones framed"
     else:
-        with np.load(workdir / files.RETRIEVAL_FILE) as file:
-            top = file["top"][shown][:, None]
+        top = read_npz(workdir / RETRIEVAL_FILE)["top"][shown][:, None]
         title = "First images by Euclidean distance; relevant ones framed"
     labels = job.dataset.labels
     queries = job.queries[shown]
@@ -171,15 +179,10 @@ def _draw_sheet(path: Path, job: Job, workdir: WorkDir, learners: dict[str, Any]
 def environment() -> dict[str, Any]:
     """Versions, devices and flags that figures depend on."""
     devices = jax.devices()
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
+    installed = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
     return {
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": {name: installed[name] for name in _PACKAGES if name in installed},
         "system": f"{platform.system()} {platform.machine()}",
         "processors": os.cpu_count(),
         "backend": jax.default_backend(),

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from air_jax.progress import Progress
+
 BLOCK = 64  # queries at a time: 64 x 50,000 float32 are 13 MB
 PADDING = -1  # in rows of database positions that are shorter than others
 
@@ -39,9 +41,9 @@ def make_database(codes: np.ndarray) -> Database:
         ValueError: not a matrix, empty, or NaN or infinite codes in it.
     """
     _check_codes("database", codes)
-    mean = codes.mean(axis=0, dtype=np.float64)
+    mean = codes.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = jnp.asarray((codes - mean).astype(np.float32))
-    return Database(centred, jnp.sum(centred**2, axis=1), jnp.asarray(mean, jnp.float32))
+    return Database(centred, jnp.sum(centred**2, axis=1), jnp.asarray(mean))
 
 
 def centre(database: Database, queries: np.ndarray) -> np.ndarray:
@@ -163,15 +165,28 @@ def _ranks_of_row(distances: jax.Array, items: jax.Array) -> jax.Array:
 
 
 def ranks_by_distance(
-    database: Database, queries: np.ndarray, items: np.ndarray, block: int = BLOCK
+    database: Database,
+    queries: np.ndarray,
+    items: np.ndarray,
+    block: int = BLOCK,
+    label: str | None = None,
 ) -> np.ndarray:
     """Where `items` [Q, M] stand for each of `queries` [Q, D] by distance; see `ranks`.
+
+    `block` queries are taken at a time; `label` is of the progress shown, None shows none.
 
     Raises:
         ValueError: `queries` do not fit the database.
     """
-    blocks = zip(_blocks(centre(database, queries), block), _blocks(items, block), strict=True)
-    found = [np.asarray(_ranks_block(rows, database, wanted)) for rows, wanted in blocks]
+    pairs = zip(_blocks(centre(database, queries), block), _blocks(items, block), strict=True)
+    progress = Progress(label, len(queries), unit="queries") if label else None
+    found = []
+    for rows, wanted in pairs:
+        found.append(np.asarray(_ranks_block(rows, database, wanted)))
+        if progress:
+            progress.advance(min(block, progress.total - progress.done))
+    if progress:
+        progress.close()
     return np.concatenate(found)[: len(queries)]
 
 

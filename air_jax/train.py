@@ -1,6 +1,7 @@
 """Unsupervised training of an autoencoder by SGD (paper, section III.1, "Training parameters")."""
 
 import contextlib
+import importlib.util
 import json
 import math
 import signal
@@ -22,11 +23,12 @@ from jax.sharding import Mesh
 
 from air_jax import models, sharding
 from air_jax.checkpoint import Checkpoints
-from air_jax.input_pipeline import make_loader
+from air_jax.files import write_json
+from air_jax.input_pipeline import Loader, make_loader
 from air_jax.models import Net
 from air_jax.progress import Progress, duration, say
 from air_jax.training_log import NonFiniteError, TrainingLog
-from air_jax.workdir import CHECKPOINTS, METRICS_FILE, MODEL_FILE, write_json
+from air_jax.workdir import CHECKPOINTS, METRICS_FILE, MODEL_FILE
 
 LR_SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "bfloat16")
@@ -57,8 +59,8 @@ class TrainResult(NamedTuple):
     Attributes:
         net: the trained net.
         steps: steps done in all.
-        seconds: spent on them, compilation and earlier runs that were resumed apart and included.
-        compile_seconds: of this run's compilation.
+        seconds: spent on them, those of earlier runs that were resumed included, compiling not.
+        compile_seconds: of compiling the step, in the run that ended the training.
     """
 
     net: Net
@@ -95,6 +97,12 @@ def validate(config: ml_collections.ConfigDict, training_images: int, devices: i
     for key in ("every_steps", "checkpoint_steps"):
         if config.log[key] < 1:
             raise ValueError(f"log.{key}={config.log[key]}: expected at least 1")
+    if config.seed < 0:
+        raise ValueError(f"seed={config.seed}: expected 0 or more")
+    if config.log.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+        raise ValueError(
+            "log.tensorboard=True needs tensorboardX: pip install 'air_jax[tensorboard]'"
+        )
     if train.batch % devices:
         raise ValueError(
             f"train.batch={train.batch} does not divide over {devices} devices; "
@@ -302,19 +310,22 @@ def train(
     net = new_net(config, image_shape, mean, std, mesh)
     optimizer = make_optimizer(config.train, total_steps)
     state = initial_state(net, optimizer, mesh)
-    run_step, compile_seconds = compile_step(config, net, optimizer, state, image_shape, mesh)
     write_json(
         directory / MODEL_FILE,
         {"image_shape": list(image_shape), "mean": mean.tolist(), "std": std.tolist()},
     )
-    step, seconds_before = 0, 0.0
+    step, info = 0, {"seconds": 0.0, "compile_seconds": 0.0}
 
     with Checkpoints(directory / CHECKPOINTS) as checkpoints:
         latest = checkpoints.latest_step()
         if latest is not None:
             state, info = checkpoints.restore(latest, like=state)
-            step, seconds_before = latest, info["seconds"]
+            step = latest
             say(f"train: going on from the checkpoint of step {step:,} of {total_steps:,}")
+        if step == total_steps:
+            net = net._replace(params=state.params, stats=state.stats)
+            return TrainResult(net, step, **info)
+        run_step, compile_seconds = compile_step(config, net, optimizer, state, image_shape, mesh)
 
         order_key, noise_key = jax.random.split(jax.random.key(config.seed))
         noise_key = jax.device_put(noise_key, sharding.replicated(mesh))
@@ -331,38 +342,55 @@ def train(
         estimate_at = step + STEPS_BEFORE_ESTIMATE
         started = time.monotonic()
 
-        def seconds() -> float:
-            return seconds_before + time.monotonic() - started
+        def times() -> dict[str, float]:
+            seconds = info["seconds"] + time.monotonic() - started
+            return {"seconds": seconds, "compile_seconds": compile_seconds}
 
         try:
             with deferred_interrupt() as interrupted:
-                while step < total_steps:
-                    for images_of_step in load(step // per_epoch, step % per_epoch):
-                        state, metrics = run_step(state, images_of_step, noise_key)
-                        step += 1
-                        log.add(step, metrics)
-                        progress.advance(batch, log.note)
-                        if step == estimate_at < total_steps:
-                            log.settle()
-                            say(_estimate(progress))
-                        at_end = step == total_steps
-                        if at_end or interrupted() or step % config.log.checkpoint_steps == 0:
-                            log.settle()
-                            checkpoints.save(step, state, {"seconds": seconds()})
-                        if interrupted():
-                            raise KeyboardInterrupt(f"stopped at step {step:,}")
+                for images_of_step in _batches(load, step, total_steps, per_epoch):
+                    state, metrics = run_step(state, images_of_step, noise_key)
+                    step += 1
+                    log.add(step, metrics)
+                    progress.advance(batch, log.note)
+                    if step == estimate_at < total_steps:
+                        log.settle()
+                        say(_estimate(progress))
+                    at_end = step == total_steps
+                    if at_end or interrupted() or step % config.log.checkpoint_steps == 0:
+                        log.settle()
+                        _check_finite(step, state)
+                        checkpoints.save(step, state, times())
+                    if interrupted():
+                        raise KeyboardInterrupt(f"stopped at step {step:,}")
+                log.finish()
         except NonFiniteError as error:
             good = checkpoints.latest_step()
             kept = f"the checkpoint of step {good:,} is good" if good else "no checkpoint was made"
             raise NonFiniteError(
                 f"training stopped at {error}; {kept}. A lower train.learning_rate or a "
-                "train.clip_norm may help."
+                "train.clip_norm may help (in another --workdir, or with --overwrite)."
             ) from None
         finally:
             log.close()
             progress.close()
     net = net._replace(params=state.params, stats=state.stats)
-    return TrainResult(net, total_steps, seconds(), compile_seconds)
+    return TrainResult(net, total_steps, **times())
+
+
+def _check_finite(step: int, state: TrainState) -> None:
+    """The loss of a step tells of the parameters before it; this of those it made."""
+    norm = float(optax.tree.norm(state.params))
+    if not math.isfinite(norm):
+        raise NonFiniteError(f"step {step:,}: norm of the parameters {norm}")
+
+
+def _batches(load: Loader, step: int, total_steps: int, per_epoch: int) -> Iterator[jax.Array]:
+    """The batches of all steps from `step` on."""
+    while step < total_steps:
+        epoch, first = divmod(step, per_epoch)
+        yield from load(epoch, first)
+        step = (epoch + 1) * per_epoch
 
 
 def _estimate(progress: Progress) -> str:
@@ -396,26 +424,30 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def load_net(config: ml_collections.ConfigDict, directory: Path, mesh: Mesh) -> Net:
-    """The net of the newest checkpoint that `train` left in `directory`.
+def load_net(
+    config: ml_collections.ConfigDict, directory: Path, mesh: Mesh, step: int | None = None
+) -> Net:
+    """The net of a checkpoint that `train` left in `directory`.
 
     Args:
         config: the one that it was trained with.
         directory: the run's.
         mesh: each of its devices gets a copy.
+        step: which checkpoint; the newest by default.
 
     Raises:
-        FileNotFoundError: nothing was trained there.
-        ValueError: the checkpoint is damaged.
+        FileNotFoundError: it is not there.
+        ValueError: it is damaged.
     """
     with Checkpoints(directory / CHECKPOINTS) as checkpoints:
-        step = checkpoints.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"{directory / CHECKPOINTS} holds no checkpoint")
+        found = checkpoints.latest_step() if step is None else step
+        if found is None or not (directory / CHECKPOINTS / str(found)).is_dir():
+            which = "" if step is None else f" of step {step:,}"
+            raise FileNotFoundError(f"{directory / CHECKPOINTS} holds no checkpoint{which}")
         model = json.loads((directory / MODEL_FILE).read_text())
         mean, std = (np.array(model[key], np.float32) for key in ("mean", "std"))
         net = new_net(config, tuple(model["image_shape"]), mean, std, mesh)
         # The horizon of the learning rate does not matter: only the state's structure is used.
         like = initial_state(net, make_optimizer(config.train, total_steps=1), mesh)
-        state, _ = checkpoints.restore(step, like)
+        state, _ = checkpoints.restore(found, like)
     return net._replace(params=state.params, stats=state.stats)

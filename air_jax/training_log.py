@@ -39,27 +39,24 @@ class TrainingLog:
     ):
         self.every_steps, self.batch, self.learning_rate = every_steps, batch, learning_rate
         self.note = ""  # the newest loss, for the progress bar
-        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._pending: list[tuple[int, dict[str, jax.Array], float]] = []
         self._window: list[tuple[float, float]] = []
         self._window_started = time.monotonic()
+        self._last = (resumed_at, self._window_started)  # step, and when it was dispatched
         kept = [line for line in read_metrics(path) if line["step"] <= resumed_at]
         path.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
         self._tensorboard = None
         if tensorboard is not None:
-            try:
-                from tensorboardX import SummaryWriter
-            except ImportError as error:
-                raise ValueError(
-                    "log.tensorboard=True needs tensorboardX: pip install 'air_jax[tensorboard]'"
-                ) from error
+            from tensorboardX import SummaryWriter
+
             self._tensorboard = SummaryWriter(str(tensorboard))
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Take the metrics of `step` (counted from 1); at a window's end settle all before it."""
-        self._pending.append((step, metrics))
         if step % self.every_steps == 0:
             self.settle(through=step - 1)
+        self._pending.append((step, metrics, time.monotonic()))
 
     def settle(self, through: int | None = None) -> None:
         """Wait for the metrics of all steps up to `through`, and write the windows they end.
@@ -67,35 +64,42 @@ class TrainingLog:
         Raises:
             NonFiniteError: one of them is not finite; the message names the step.
         """
-        ready = [m for step, m in self._pending if through is None or step <= through]
-        steps = [step for step, _ in self._pending[: len(ready)]]
-        del self._pending[: len(ready)]
-        for step, values in zip(steps, jax.device_get(ready), strict=True):
+        ready = [p for p in self._pending if through is None or p[0] <= through]
+        self._pending = self._pending[len(ready) :]
+        fetched = jax.device_get([metrics for _, metrics, _ in ready])
+        for (step, _, ended), values in zip(ready, fetched, strict=True):
             loss, grad_norm = float(values["loss"]), float(values["grad_norm"])
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 raise NonFiniteError(f"step {step:,}: loss {loss}, gradient norm {grad_norm}")
             self._window.append((loss, grad_norm))
+            self._last = step, ended
             if step % self.every_steps == 0:
-                self._write(step)
+                self._write()
+
+    def finish(self) -> None:
+        """Settle everything, and write the last window though it may be short."""
+        self.settle()
+        if self._window:
+            self._write()
 
     def close(self) -> None:
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
-    def _write(self, step: int) -> None:
+    def _write(self) -> None:
         loss, grad_norm = np.mean(self._window, axis=0)
-        now = time.monotonic()
+        step, ended = self._last
         images = len(self._window) * self.batch
         line = {
             "step": step,
             "loss": float(loss),
             "grad_norm": float(grad_norm),
             "learning_rate": float(self.learning_rate(step - 1)),
-            "images_per_second": images / (now - self._window_started),
+            "images_per_second": images / max(ended - self._window_started, 1e-9),
         }
         self.note = f"loss {line['loss']:.4f}"
-        self._window, self._window_started = [], now
+        self._window, self._window_started = [], ended
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._tensorboard is not None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-import numpy as np
+
+from air_jax.files import write_json
 
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.json"
@@ -28,7 +29,7 @@ FIGURES_FOLDER = "figures"
 
 STAGES = ("train", "encode", "retrieve", "feedback", "report")
 
-# What each stage is made from: sections of the config, and the stages before it.
+# What each stage is made from: sections of the config, and what the stages before it left.
 _SECTIONS = {
     "train": ("seed", "data", "model", "train"),
     "encode": ("encode",),
@@ -36,7 +37,7 @@ _SECTIONS = {
     "feedback": ("feedback",),
     "report": ("report",),
 }
-_MADE_FROM = {
+_READS = {
     "train": (),
     "encode": ("train",),
     "retrieve": ("encode",),
@@ -45,23 +46,6 @@ _MADE_FROM = {
 }
 # Where the data lies and how it travels does not change what is computed from it.
 _WITHOUT_EFFECT = ("data.dir", "data.loader")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
-    partial.replace(path)
-
-
-def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write an `.npz` file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        np.savez(file, **arrays)
-    partial.replace(path)
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -75,9 +59,14 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return flat
 
 
+def needs(stage: str) -> tuple[str, ...]:
+    """The stages without which one cannot be done; the report takes those that there are."""
+    return () if stage == "report" else _READS[stage]
+
+
 def config_hash(config: ml_collections.ConfigDict) -> str:
     """SHA-256 of all the config's keys and values."""
-    return _hash(flatten(config))
+    return hash_of(flatten(config))
 
 
 def stage_keys(config: ml_collections.ConfigDict, stage: str) -> dict[str, Any]:
@@ -106,25 +95,36 @@ class WorkDir:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
+    def exists(self) -> bool:
+        """Whether there is a run in the folder; ValueError if there is something else."""
+        if not self.path.exists():
+            return False
+        if not self.path.is_dir():
+            raise ValueError(f"--workdir={self.path} is a file; expected a folder")
+        found = sorted(p.name for p in self.path.iterdir())
+        if found and CONFIG_FILE not in found:
+            raise ValueError(
+                f"--workdir={self.path} holds {found[0]!r} but no {CONFIG_FILE}: it is no run "
+                "of air_jax. Give another folder."
+            )
+        return bool(found)
+
     def check(self) -> None:
         """Raise ValueError if the folder holds something else than a run of the same training.
 
         Changed keys of data, model or training are named; keys of later stages may change.
         """
-        if not self.path.exists():
+        if not self.exists():
             return
-        if not self.path.is_dir():
-            raise ValueError(f"--workdir={self.path} is a file; expected a folder")
-        if not (self / CONFIG_FILE).exists():
-            found = sorted(p.name for p in self.path.iterdir())
-            if found:
-                raise ValueError(
-                    f"--workdir={self.path} holds {found[0]!r} but no {CONFIG_FILE}: it is no run "
-                    "of air_jax. Give another folder."
-                )
-            return
-        held = json.loads((self / CONFIG_FILE).read_text())
-        before, now = held["training"], self._training()
+        try:
+            before = json.loads((self / CONFIG_FILE).read_text())["training"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self / CONFIG_FILE} is damaged ({error!r}), so it cannot be told what the run "
+                "is of. Give another --workdir, or --overwrite to start anew (the old one is kept "
+                "aside)."
+            ) from error
+        now = self._training()
         changed = [
             f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())
@@ -146,8 +146,8 @@ class WorkDir:
         )
 
     def set_aside(self) -> Path | None:
-        """Rename the folder, if there is one; returns its new path."""
-        if not self.path.exists():
+        """Rename the folder, if there is a run in it; returns its new path."""
+        if not self.exists():
             return None
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         aside = self.path.with_name(f"{self.path.name}.old-{now}")
@@ -204,21 +204,25 @@ class WorkDir:
         return self / "stages" / f"{stage}.json"
 
     def _record(self, stage: str) -> dict[str, Any] | None:
-        path = self._record_path(stage)
-        if not path.exists():
-            return None
         try:
-            return json.loads(path.read_text())
-        except json.JSONDecodeError:
+            record = json.loads(self._record_path(stage).read_text())
+            complete = record.keys() >= {"fingerprint", "config", "files", "result"}
+        except (FileNotFoundError, json.JSONDecodeError, AttributeError):
             return None
+        return record if complete else None
 
     def fingerprint(self, stage: str) -> str:
-        """Of the config keys a stage is made from, and of those of the stages before it."""
-        made_from = [self.fingerprint(earlier) for earlier in _MADE_FROM[stage]]
-        return _hash([self.data_fingerprint, stage_keys(self.config, stage), made_from])
+        """Of all that a stage is made from: data, config keys, records of the stages before it."""
+        made_from = [self.state(earlier) for earlier in _READS[stage]]
+        return hash_of([self.data_fingerprint, stage_keys(self.config, stage), made_from])
+
+    def state(self, stage: str) -> str | None:
+        """A hash of a stage's record; None if it is not done, or no longer current."""
+        return None if self.why_redo(stage) else hash_of(self._record(stage))
 
 
-def _hash(value: Any) -> str:
+def hash_of(value: Any) -> str:
+    """SHA-256 of anything that JSON can hold."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 

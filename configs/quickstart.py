@@ -9,6 +9,11 @@ def get_config():
     config.data.queries_per_class = 20
     config.model.depth = 10
     config.model.width = 16
-    config.train.epochs = 10
+    # Chosen on validation queries drawn from the database (two splits): with group normalisation
+    # mAP was 0.682 and 0.683, without 0.665, by pixels 0.663 and 0.662. Twice this rate was worse.
+    config.model.norm = "group"
+    config.train.epochs = 20
+    config.train.learning_rate = 0.2
+    config.train.warmup_steps = 20
     config.feedback.queries = 0
     return config

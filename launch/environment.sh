@@ -9,8 +9,9 @@
 supported='import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 
 find_python() {
-  local candidate
-  for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3 python}; do
+  local candidate candidates=(python3.13 python3.12 python3.11 python3 python)
+  [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+  for candidate in "${candidates[@]}"; do
     # Being on the PATH is not enough: version managers leave shims that refuse to run.
     if "$candidate" -c "$supported" >/dev/null 2>&1; then
       echo "$candidate"

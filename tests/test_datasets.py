@@ -132,6 +132,8 @@ WITH_NAN[3, 1, 2, 0] = np.nan
         ({"image": IMAGES[:0], "label": LABELS[:0]}, "holds no images"),
         ({"image": IMAGES, "label": LABELS / 2}, "label is float64"),
         ({"image": IMAGES[0, 0], "label": LABELS}, r"shape \[8, 3\]; expected \[N, S, S, C\]"),
+        ({"image": IMAGES[..., [0, 1]], "label": LABELS}, "one or three channels"),
+        ({"image": IMAGES[:, :0], "label": LABELS}, r"shape \[8, 0, 8, 3\]"),
         ({"image": IMAGES.astype(int), "label": LABELS}, "image is int64; expected uint8"),
         ({"image": IMAGES * 1.0, "label": LABELS}, r"span \[0, .*expected \[0, 1\]"),
         ({"image": WITH_NAN, "label": LABELS}, r"1 pixels are NaN.*image\[3, 1, 2, 0\]"),

@@ -162,6 +162,26 @@ def test_pseudo_negatives_are_unmarked_and_those_in_truth_relevant_are_counted()
     assert relevant[1] > 0
 
 
+def test_a_round_without_relevant_marks_learns_from_the_query_and_is_counted():
+    # The query's class lies far off: everything shown at first is irrelevant.
+    database, labels, queries, query_labels = collection()
+    query_labels = np.full(len(query_labels), 9)
+    labels = np.where(np.arange(len(labels)) < 4, 9, labels)
+    database[:4] += 50
+    data = database, labels, queries, query_labels
+    simulation = simulate("svc", data)
+    summary = feedback.summarise(simulation, query_labels)
+    assert summary[1]["no_relevant"] == len(queries)
+    assert (simulation.top[:, 1] != simulation.top[:, 0]).any()
+
+
+def test_pseudo_negatives_stand_in_where_all_marks_are_relevant():
+    data = collection(spread=30.0)
+    simulation = simulate("svc_pseudo", data)
+    assert (simulation.relevant_marks[:, 1] == MARKS).all()
+    assert (simulation.top[:, 1] != simulation.top[:, 0]).any()
+
+
 def test_rocchio_moves_the_query_by_its_formula():
     database, _, queries, _ = collection()
     space = feedback.make_space(database)
@@ -214,6 +234,8 @@ def test_chosen_queries_are_as_many_of_each_class():
     [
         ({"learners": ("svc", "svn")}, "'svn' is not one of none, svc"),
         ({"rounds": 0}, "feedback.rounds=0"),
+        ({"queries": -5}, "feedback.queries=-5"),
+        ({"seed": -1}, "feedback.seed=-1"),
         ({"marks_per_round": 0}, "feedback.marks_per_round=0"),
         ({"rounds": 6, "marks_per_round": 20}, "more images than the 100"),
     ],

@@ -110,33 +110,23 @@ def test_only_shortcuts_into_the_decoder_let_it_see_the_image_around_the_code(kw
 
 def test_symmetric_shortcuts_join_every_second_deconvolution_with_the_maps_it_mirrors():
     model = build(depth=10, skip="symmetric", pool=False)
-    for deconv in model.decoder.deconvs:
-        deconv.conv.kernel[...] = jnp.zeros_like(deconv.conv.kernel[...])
-    images = jax.random.normal(jax.random.key(1), (2, *IMAGE))
-    codes, maps = model.encoder(images)
-    joined = [
-        i
-        for i in range(len(maps))
-        if not np.array_equal(
-            model.decoder(codes, maps),
-            model.decoder(codes, [m + (j == i) for j, m in enumerate(maps)]),
-        )
-    ]
-    # All kernels are zero, so only the last shortcut shows: deconvolution 3, mirroring maps 2,
-    # is followed by deconvolution 4 without one, which returns zeros.
-    assert joined == []
-    model.decoder.deconvs[3].conv.kernel[...] = jnp.ones_like(
-        model.decoder.deconvs[3].conv.kernel[...]
-    )
-    joined = [
-        i
-        for i in range(len(maps))
-        if not np.array_equal(
-            model.decoder(codes, maps),
-            model.decoder(codes, [m + (j == i) for j, m in enumerate(maps)]),
-        )
-    ]
-    assert joined == [2]
+    codes, maps = model.encoder(jax.random.normal(jax.random.key(1), (2, *IMAGE)))
+    whole = model.decoder(codes, maps)
+
+    def read(decoder):
+        """Which of the maps change what the decoder makes."""
+        changed = ([m + (j == i) for j, m in enumerate(maps)] for i in range(len(maps)))
+        return [
+            i
+            for i, m in enumerate(changed)
+            if not np.array_equal(decoder(codes, m), decoder(codes, maps))
+        ]
+
+    assert read(model.decoder) == [2, 4]
+    # Deconvolution 2 made zero hides what came before it: maps 4, which deconvolution 1 mirrors.
+    model.decoder.deconvs[1].conv.kernel[...] = jnp.zeros((3, 3, 8, 8))
+    assert read(model.decoder) == [2]
+    assert not np.array_equal(model.decoder(codes, maps), whole)
 
 
 @pytest.mark.parametrize("code", ["dense", "pooled", "conv"])

@@ -1,6 +1,9 @@
 """Training: the optimiser's arithmetic, sharding, resuming, and what stops it."""
 
 import json
+import os
+import shutil
+import signal
 from functools import partial
 
 import jax
@@ -97,6 +100,16 @@ def test_nothing_to_load_is_an_error(small_config, mesh, tmp_path):
         train.load_net(small_config, tmp_path, mesh)
 
 
+def test_the_last_state_and_no_earlier_one_is_loaded_when_it_is_asked_for(
+    small_config, mesh, tmp_path
+):
+    result = train.train(small_config, IMAGES, mesh, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / str(result.steps))
+    train.load_net(small_config, tmp_path, mesh)
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 10"):
+        train.load_net(small_config, tmp_path, mesh, result.steps)
+
+
 def test_a_loss_that_blows_up_stops_training_and_leaves_only_good_checkpoints(
     small_config, mesh, tmp_path
 ):
@@ -114,10 +127,21 @@ def test_a_loss_that_blows_up_stops_training_and_leaves_only_good_checkpoints(
     )
 
 
-def test_ctrl_c_saves_the_step_and_the_same_call_goes_on(small_config, mesh, tmp_path, monkeypatch):
-    import os
-    import signal
+def test_parameters_that_are_not_finite_are_not_saved(small_config, mesh, tmp_path, monkeypatch):
+    # The loss of a step is that of the parameters before it: here the last update breaks them.
+    def poison(state, *args, real=train.train_step, **kwargs):
+        state, metrics = real(state, *args, **kwargs)
+        broken = jax.tree.map(lambda p: jnp.where(state.step == 10, jnp.nan, p), state.params)
+        return state._replace(params=broken), metrics
 
+    monkeypatch.setattr(train, "train_step", poison)
+    with pytest.raises(
+        NonFiniteError, match=r"step 10: norm of the parameters nan.*step 9 is good"
+    ):
+        train.train(small_config, IMAGES, mesh, tmp_path)
+
+
+def test_ctrl_c_saves_the_step_and_the_same_call_goes_on(small_config, mesh, tmp_path, monkeypatch):
     def press_at_step_4(self, step, metrics, add=train.TrainingLog.add):
         add(self, step, metrics)
         if step == 4:
@@ -237,6 +261,7 @@ def test_the_target_of_denoising_is_the_clean_image(small_config, mesh):
         ({"train.corruption": "blur"}, "train.corruption='blur'"),
         ({"train.corruption": "mask", "train.corruption_amount": 1.0}, "below 1"),
         ({"log.every_steps": 0}, "log.every_steps=0"),
+        ({"seed": -1}, "seed=-1"),
     ],
 )
 def test_what_cannot_be_trained_is_an_error_that_names_the_key(

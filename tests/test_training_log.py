@@ -5,6 +5,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
+from air_jax import training_log
 from air_jax.training_log import NonFiniteError, TrainingLog, read_metrics
 
 
@@ -52,14 +53,40 @@ def test_the_first_step_that_is_not_finite_is_named(tmp_path, bad):
         log.settle()
 
 
-def test_adding_waits_for_no_step_of_the_same_window(tmp_path):
+def test_adding_waits_for_no_step_but_those_before_the_end_of_a_window(tmp_path):
     class Unfetchable:
         def __float__(self):
             raise AssertionError("waited for the device")
 
     log = make_log(tmp_path / "m.jsonl")
-    for step in (1, 2):
-        log.add(step, {"loss": Unfetchable(), "grad_norm": Unfetchable()})
+    for step in range(1, 6):
+        late = {"loss": Unfetchable(), "grad_norm": Unfetchable()}
+        log.add(step, late if step >= 3 else metrics(1.0))
+    with pytest.raises(AssertionError, match="waited"):
+        log.add(6, metrics(1.0))
+
+
+def test_rates_are_of_the_windows_own_time(tmp_path, monkeypatch):
+    clock = {"now": 100.0}
+    monkeypatch.setattr(training_log.time, "monotonic", lambda: clock["now"])
+    log = make_log(tmp_path / "m.jsonl")
+    for step in range(1, 8):
+        clock["now"] += 2.0 if step <= 3 else 0.5
+        log.add(step, metrics(1.0))
+    log.finish()
+    rates = [m["images_per_second"] for m in read_metrics(tmp_path / "m.jsonl")]
+    assert rates == pytest.approx([10 / 2.0, 10 / 0.5, 10 / 0.5])
+
+
+def test_finishing_writes_the_last_window_though_it_is_short(tmp_path):
+    log = make_log(tmp_path / "m.jsonl")
+    for step in range(1, 6):
+        log.add(step, metrics(step))
+    log.finish()
+    assert [(m["step"], m["loss"]) for m in read_metrics(tmp_path / "m.jsonl")] == [
+        (3, 2),
+        (5, 4.5),
+    ]
 
 
 def test_tensorboard_gets_the_same_figures(tmp_path):

@@ -1,8 +1,5 @@
 """Which stages are current, and which work directories are refused."""
 
-import json
-
-import numpy as np
 import pytest
 
 from air_jax import workdir
@@ -49,6 +46,12 @@ def test_a_changed_encoding_redoes_all_that_reads_codes(folder):
     assert list(reasons) == ["encode", "retrieve", "feedback", "report"]
 
 
+def test_setting_aside_refuses_a_folder_that_is_no_run(small_config, tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(ValueError, match="no run of air_jax"):
+        WorkDir(tmp_path, small_config, "data").set_aside()
+
+
 @pytest.mark.parametrize("key", ["log.every_steps", "data.loader", "data.dir"])
 def test_keys_without_effect_on_the_results_redo_nothing(folder, key):
     value = {"log.every_steps": 99, "data.loader": "host", "data.dir": "elsewhere"}[key]
@@ -86,6 +89,12 @@ def test_a_folder_that_is_no_run_is_refused(small_config, tmp_path):
         WorkDir(tmp_path / "thesis.tex", small_config, "data").check()
 
 
+def test_a_damaged_config_file_is_named(folder):
+    (folder / "config.json").write_text('{"train')
+    with pytest.raises(ValueError, match=r"config.json is damaged"):
+        folder.check()
+
+
 def test_an_empty_or_new_folder_is_taken(small_config, tmp_path):
     WorkDir(tmp_path, small_config, "data").check()
     WorkDir(tmp_path / "new", small_config, "data").check()
@@ -98,16 +107,24 @@ def test_setting_aside_keeps_everything(folder):
     assert folder.set_aside() is None
 
 
-def test_files_are_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "value.json"
-    workdir.write_json(path, {"a": 1})
-    with pytest.raises(ValueError, match="JSON compliant"):
-        workdir.write_json(path, {"a": float("nan")})
-    assert json.loads(path.read_text()) == {"a": 1}
-    workdir.write_npz(tmp_path / "deep" / "x.npz", x=np.arange(3))
-    with np.load(tmp_path / "deep" / "x.npz") as file:
-        assert file["x"].tolist() == [0, 1, 2]
-    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["x.npz"]
+def test_a_report_made_before_its_stages_is_made_again(small_config, tmp_path):
+    run = WorkDir(tmp_path / "run", small_config, "data")
+    run.create()
+    for stage in ("train", "report", "encode"):
+        (run / f"{stage}.bin").write_text(stage)
+        run.finish(stage, {}, [f"{stage}.bin"])
+    assert "report" in redone(run)
+    assert "encode" not in redone(run)
+
+
+def test_a_stage_done_anew_makes_those_that_read_it_stale(folder):
+    folder.finish("train", {"of": "another training"}, ["train.bin"])
+    assert list(redone(folder)) == ["encode", "retrieve", "feedback", "report"]
+
+
+def test_stages_name_those_they_cannot_do_without():
+    assert workdir.needs("retrieve") == ("encode",)
+    assert workdir.needs("report") == ()
 
 
 def test_the_configs_hash_is_of_all_its_values(small_config):

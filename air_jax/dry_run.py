@@ -1,0 +1,66 @@
+"""What a run would do, without doing it: its memory and time, from a few real steps."""
+
+import time
+
+import jax
+
+from air_jax import models, sharding, train
+from air_jax.input_pipeline import resident
+from air_jax.models import count_parameters
+from air_jax.plan import Job
+from air_jax.progress import duration
+from air_jax.workdir import WorkDir
+
+TIMED_STEPS = 2
+
+
+def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
+    """The plan of a run in lines for a terminal; compiles the train step and times it.
+
+    Args:
+        job: what would be done.
+        workdir: where.
+        stages: those asked for.
+        anew: whether what is in `workdir` would be set aside.
+    """
+    config, mesh = job.config, job.mesh
+    images = job.dataset.images[job.training_positions()]
+    batch = config.train.batch
+    steps = len(images) // batch * config.train.epochs
+    net = train.new_net(config, images.shape[1:], *train.channel_statistics(images), mesh)
+    optimizer = train.make_optimizer(config.train, steps)
+    state = train.initial_state(net, optimizer, mesh)
+    step, compile_seconds = train.compile_step(
+        config, net, optimizer, state, images.shape[1:], mesh
+    )
+    memory = step.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    held += images.nbytes if resident(config.data.loader, images, mesh) else 0
+    pixels = jax.device_put(images[:batch], sharding.by_rows(mesh))
+    key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
+    state, _ = step(state, pixels, key)
+    jax.block_until_ready(state)
+    started = time.monotonic()
+    for _ in range(TIMED_STEPS):
+        state, _ = step(state, pixels, key)
+    jax.block_until_ready(state)
+    rate = TIMED_STEPS * batch / (time.monotonic() - started)
+    model = config.model
+    name = models.configuration_name(model.pool, model.skip, model.input_residual)
+    shape = "x".join(map(str, images.shape[1:]))
+    reasons = {s: "not done yet" if anew else workdir.why_redo(s) for s in stages}
+    lines = {
+        "work directory": str(workdir.path),
+        "data": f"{job.dataset.name}, {len(job.database):,} images of {shape} in the database, "
+        f"{len(images):,} to train on, {len(job.queries):,} queries ({config.data.split} split)",
+        "model": f"{name or 'no name in the paper'}: depth {model.depth}, width {model.width}, "
+        f"{count_parameters(net.params):,} parameters",
+        "devices": f"{mesh.size} x {jax.devices()[0].device_kind} ({jax.default_backend()})",
+        "training": f"{config.train.epochs} epochs, {steps:,} steps of {batch} images, "
+        f"{config.train.dtype}",
+        "memory": f"{held / 2**20:,.0f} MiB on each device in training",
+        "time": f"about {duration(steps * batch / rate)} of training, from {TIMED_STEPS} steps at "
+        f"{rate:,.0f} images/s; compiling took {compile_seconds:.1f} s; evaluation comes on top",
+        "stages": "; ".join(f"{s}: {why or 'done before'}" for s, why in reasons.items()),
+    }
+    return "\n".join(f"{label:<16}{text}" for label, text in lines.items())
