@@ -44,45 +44,48 @@ def make_loader(
     """
     if kind == "auto":
         kind = "resident" if resident(kind, images, mesh) else "host"
+    streams = {"resident": _resident_stream, "host": _host_stream, "tfdata": _tfdata_stream}
+    if kind not in streams:
+        raise ValueError(f"data.loader={kind!r}: expected one of {', '.join(LOADERS)}")
+    stream = streams[kind](images, mesh)
     steps = len(images) // batch_size
 
-    def batches_of(order: np.ndarray, first: int) -> np.ndarray:
-        """The positions of the images in each batch left, [steps - first, batch_size]."""
-        return order[first * batch_size : steps * batch_size].reshape(-1, batch_size)
+    def load(epoch: int, first: int = 0) -> Iterator[jax.Array]:
+        order = epoch_order(key, epoch, len(images))
+        return stream(order[first * batch_size : steps * batch_size].reshape(-1, batch_size))
 
-    if kind == "resident":
-        on_device = jax.device_put(images, replicated(mesh))
-        take = jax.jit(lambda images, positions: images[positions], out_shardings=by_rows(mesh))
-
-        def load(epoch: int, first: int = 0) -> Iterator[jax.Array]:
-            for positions in batches_of(epoch_order(key, epoch, len(images)), first):
-                yield take(on_device, positions)
-
-    elif kind == "host":
-
-        def load(epoch: int, first: int = 0) -> Iterator[jax.Array]:
-            order = epoch_order(key, epoch, len(images))
-            batches = (images[positions] for positions in batches_of(order, first))
-            return prefetch(batches, by_rows(mesh))
-
-    elif kind == "tfdata":
-        import tensorflow as tf
-
-        tf.config.set_visible_devices([], "GPU")  # its default is to take the whole accelerator
-        source = tf.constant(images)
-
-        def load(epoch: int, first: int = 0) -> Iterator[jax.Array]:
-            order = epoch_order(key, epoch, len(images))
-            stream = (
-                tf.data.Dataset.from_tensor_slices(batches_of(order, first))
-                .map(lambda positions: tf.gather(source, positions), tf.data.AUTOTUNE)
-                .prefetch(2)
-            )
-            return prefetch(stream.as_numpy_iterator(), by_rows(mesh))
-
-    else:
-        raise ValueError(f"data.loader={kind!r}: expected one of {', '.join(LOADERS)}")
     return load
+
+
+# stream(positions [steps, batch]) yields the batches of images at these positions.
+_Stream = Callable[[np.ndarray], Iterator[jax.Array]]
+
+
+def _resident_stream(images: np.ndarray, mesh: Mesh) -> _Stream:
+    on_device = jax.device_put(images, replicated(mesh))
+    take = jax.jit(lambda images, batch: images[batch], out_shardings=by_rows(mesh))
+    return lambda positions: (take(on_device, batch) for batch in positions)
+
+
+def _host_stream(images: np.ndarray, mesh: Mesh) -> _Stream:
+    return lambda positions: prefetch((images[batch] for batch in positions), by_rows(mesh))
+
+
+def _tfdata_stream(images: np.ndarray, mesh: Mesh) -> _Stream:
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")  # its default is to take the whole accelerator
+    source = tf.constant(images)
+
+    def stream(positions: np.ndarray) -> Iterator[jax.Array]:
+        batches = (
+            tf.data.Dataset.from_tensor_slices(positions)
+            .map(lambda batch: tf.gather(source, batch), tf.data.AUTOTUNE)
+            .prefetch(2)
+        )
+        return prefetch(batches.as_numpy_iterator(), by_rows(mesh))
+
+    return stream
 
 
 def prefetch(

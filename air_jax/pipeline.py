@@ -9,6 +9,7 @@ from air_jax import (
     baselines,
     encode,
     feedback,
+    learners,
     metrics,
     report,
     retrieval,
@@ -170,7 +171,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     codes = read_npz(workdir / CODES_FILE)
     chosen = feedback.choose_queries(codes["query_label"], config.queries, config.seed)
     labels = codes["query_label"][chosen]
-    space = feedback.make_space(codes["database"])
+    space = learners.make_space(codes["database"])
     result, left = {}, []
     for learner in config.learners:
         # A file for each learner: an interrupted stage goes on with the next.
@@ -178,7 +179,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         made_from = hash_of(
             [
                 workdir.state("encode"),
-                feedback.parameters(learner),
+                learners.parameters(learner),
                 [config.rounds, config.marks_per_round, config.queries, config.seed],
             ]
         )
@@ -197,7 +198,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
             write_npz(workdir / name, made_from=made_from, query=chosen, **simulation._asdict())
         left.append(name)
         result[learner] = {
-            "params": feedback.parameters(learner),
+            "params": learners.parameters(learner),
             "marks_per_round": config.marks_per_round,
             "queries": len(chosen),
             "rounds": feedback.summarise(simulation, labels),

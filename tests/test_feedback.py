@@ -7,8 +7,8 @@ from air_jax.configs import default
 from sklearn.metrics import average_precision_score
 from sklearn.svm import SVC
 
-from air_jax import feedback
-from air_jax.feedback import LEARNERS
+from air_jax import feedback, learners, retrieval
+from air_jax.learners import LEARNERS
 
 ROUNDS, MARKS = 3, 8
 
@@ -25,7 +25,7 @@ def simulate(learner, data, **kwargs):
     database, labels, queries, query_labels = data
     return feedback.simulate(
         learner,
-        feedback.make_space(database),
+        learners.make_space(database),
         queries,
         query_labels,
         labels,
@@ -86,8 +86,8 @@ def test_sessions_equal_those_of_numpy_and_scikit_learn(learner, kernel, C):
 @pytest.mark.parametrize("learner", list(LEARNERS))
 def test_permuting_labels_of_unmarked_images_leaves_every_score_bit_equal(learner):
     database, labels, queries, query_labels = collection()
-    space = feedback.make_space(database)
-    centred = feedback.retrieval.centre(space.database, queries)
+    space = learners.make_space(database)
+    centred = retrieval.centre(space.database, queries)
     arguments = {
         "count": ROUNDS,
         "marks_per_round": MARKS,
@@ -141,11 +141,11 @@ def test_with_relevant_marks_only_the_ranking_stays_and_is_counted(learner):
 def test_pseudo_negatives_are_unmarked_and_those_in_truth_relevant_are_counted():
     data = collection()
     database, labels, queries, query_labels = data
-    space = feedback.make_space(database)
+    space = learners.make_space(database)
     sessions = feedback.rounds(
         LEARNERS["svc_pseudo"],
         space,
-        feedback.retrieval.centre(space.database, queries),
+        retrieval.centre(space.database, queries),
         lambda shown: labels[shown] == query_labels[:, None],
         count=ROUNDS,
         marks_per_round=MARKS,
@@ -184,9 +184,9 @@ def test_pseudo_negatives_stand_in_where_all_marks_are_relevant():
 
 def test_rocchio_moves_the_query_by_its_formula():
     database, _, queries, _ = collection()
-    space = feedback.make_space(database)
-    centred = feedback.retrieval.centre(space.database, queries[:1])
-    marks = feedback.Marks(np.array([[3, 5, 8]]), np.array([[True, False, True]]))
+    space = learners.make_space(database)
+    centred = retrieval.centre(space.database, queries[:1])
+    marks = learners.Marks(np.array([[3, 5, 8]]), np.array([[True, False, True]]))
     ranking = LEARNERS["rocchio"](space, centred, marks, [[0]])
     moved = queries[0] + 0.75 * (database[[3, 8]].mean(axis=0) - database.mean(axis=0))
     moved = moved - 0.15 * (database[5] - database.mean(axis=0))
@@ -250,6 +250,6 @@ def test_feedback_that_cannot_be_simulated_is_an_error(change, message):
 def test_a_constant_code_dimension_does_no_harm():
     database, labels, queries, query_labels = collection()
     database[:, 0] = queries[:, 0] = 3.0
-    space = feedback.make_space(database)
+    space = learners.make_space(database)
     assert jnp.isfinite(space.standardised).all()
     assert np.isfinite(simulate("svc", (database, labels, queries, query_labels)).ap).all()
