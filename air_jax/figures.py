@@ -62,23 +62,27 @@ def retrieval_sheet(
     rounds, k = len(results[0]), len(results[0][0])
     height = len(query_images) * rounds
     figure, grid = plt.subplots(
-        height, k + 1, figsize=(0.62 * (k + 2), 0.68 * height + 0.6), squeeze=False
+        height,
+        k + 2,
+        figsize=(0.6 * (k + 1.6), 0.6 * height + 0.4),
+        squeeze=False,
+        gridspec_kw={"width_ratios": [1, 0.6] + [1] * k, "wspace": 0.1, "hspace": 0.1},
     )
-    for query, image in enumerate(query_images):
+    for query, (image, name) in enumerate(zip(query_images, query_names, strict=True)):
         for number in range(rounds):
-            first, *rest = grid[query * rounds + number]
-            first.axis("off")
-            label = "before" if number == 0 else f"round {number}"
-            rest[0].set_ylabel(label, fontsize=7)
+            first, label, *rest = grid[query * rounds + number]
+            label.axis("off")
+            text = f"round {number}" if number else "before"
+            label.text(0.5, 0.5, text, fontsize=7, ha="center", va="center", rotation=90)
+            if number == 0:
+                _show(first, image)
+                first.set_xlabel(name, fontsize=7, labelpad=2)
+            else:
+                first.axis("off")
             pairs = zip(results[query][number], relevant[query][number], strict=True)
             for axes, (found, is_relevant) in zip(rest, pairs, strict=True):
                 _show(axes, found, _RELEVANT if is_relevant else _IRRELEVANT)
-        axes = grid[query * rounds, 0]
-        axes.axis("on")
-        _show(axes, image)
-        axes.set_title(query_names[query], fontsize=7, pad=2)
-    figure.suptitle(title, fontsize=9)
-    figure.tight_layout(pad=0.4, h_pad=0.2, w_pad=0.1)
+    figure.suptitle(title, fontsize=9, y=0.9 + 0.2 / (0.6 * height + 0.4))
     _save(figure, path)
 
 

@@ -1,4 +1,7 @@
-"""Embedded handwritten digits: nothing to download, about a minute on two cores."""
+"""Embedded handwritten digits: nothing to download, under two minutes on two cores.
+
+Reached: mAP 0.680 (pixels 0.657); `svc` 0.756, 0.825, 0.866 after one, two, three rounds.
+"""
 
 from air_jax.configs import default
 

@@ -38,8 +38,8 @@ make_environment() {
   want=$(cksum setup.py)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
     echo "environment: installing air_jax${extras:+[$extras]} and what it needs (minutes)"
-    .venv/bin/python -m pip install --quiet --upgrade pip || return 1
-    .venv/bin/python -m pip install --quiet --editable ".${extras:+[$extras]}" || return 1
+    .venv/bin/python -m pip install -qq --upgrade pip || return 1
+    .venv/bin/python -m pip install -qq --editable ".${extras:+[$extras]}" || return 1
     echo "$want" >"$stamp"
   fi
 }
