@@ -114,7 +114,7 @@ def test_a_loss_that_blows_up_stops_training_and_leaves_only_good_checkpoints(
     small_config, mesh, tmp_path
 ):
     small_config.train.update(
-        learning_rate=1e18, clip_norm=0.0, warmup_steps=0, lr_schedule="constant"
+        learning_rate=1e6, clip_norm=0.0, warmup_steps=0, lr_schedule="constant"
     )
     small_config.log.checkpoint_steps = 1
     with pytest.raises(NonFiniteError, match=r"stopped at step \d+: loss .*lower"):
