@@ -26,7 +26,7 @@ def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
     config, mesh = job.config, job.mesh
     images = job.dataset.images[job.training_positions()]
     batch = config.train.batch
-    steps = len(images) // batch * config.train.epochs
+    steps = train.count_steps(config.train, len(images))
     net = train.new_net(config, images.shape[1:], *train.channel_statistics(images), mesh)
     optimizer = train.make_optimizer(config.train, steps)
     state = train.initial_state(net, optimizer, mesh)

@@ -79,7 +79,7 @@ def validate(config: ml_collections.ConfigDict, training_images: int, devices: i
     ):
         if train[key] not in known:
             raise ValueError(f"train.{key}={train[key]!r}: expected one of {', '.join(known)}")
-    for key in ("epochs", "batch"):
+    for key in ("epochs", "batch", "steps_per_batch"):
         if train[key] < 1:
             raise ValueError(f"train.{key}={train[key]}: expected at least 1")
     if not (math.isfinite(train.learning_rate) and train.learning_rate > 0):
@@ -112,6 +112,11 @@ def validate(config: ml_collections.ConfigDict, training_images: int, devices: i
         raise ValueError(
             f"train.batch={train.batch} is larger than the training set of {training_images} images"
         )
+
+
+def count_steps(train: ml_collections.ConfigDict, training_images: int) -> int:
+    """Steps of a whole training; the last, partial batch of an epoch is left out."""
+    return training_images // train.batch * train.steps_per_batch * train.epochs
 
 
 def new_net(
@@ -303,8 +308,7 @@ def train(
     """
     validate(config, len(images), mesh.size)
     batch = config.train.batch
-    per_epoch = len(images) // batch
-    total_steps = per_epoch * config.train.epochs
+    total_steps = count_steps(config.train, len(images))
     image_shape = images.shape[1:]
     mean, std = channel_statistics(images)
     net = new_net(config, image_shape, mean, std, mesh)
@@ -330,6 +334,9 @@ def train(
         order_key, noise_key = jax.random.split(jax.random.key(config.seed))
         noise_key = jax.device_put(noise_key, sharding.replicated(mesh))
         load = make_loader(config.data.loader, images, batch, order_key, mesh)
+        batches = _batches(
+            load, step, total_steps, len(images) // batch, config.train.steps_per_batch
+        )
         log = TrainingLog(
             directory / METRICS_FILE,
             resumed_at=step,
@@ -348,7 +355,7 @@ def train(
 
         try:
             with deferred_interrupt() as interrupted:
-                for images_of_step in _batches(load, step, total_steps, per_epoch):
+                for images_of_step in batches:
                     state, metrics = run_step(state, images_of_step, noise_key)
                     step += 1
                     log.add(step, metrics)
@@ -385,12 +392,17 @@ def _check_finite(step: int, state: TrainState) -> None:
         raise NonFiniteError(f"step {step:,}: norm of the parameters {norm}")
 
 
-def _batches(load: Loader, step: int, total_steps: int, per_epoch: int) -> Iterator[jax.Array]:
-    """The batches of all steps from `step` on."""
+def _batches(
+    load: Loader, step: int, total_steps: int, per_epoch: int, steps_per_batch: int
+) -> Iterator[jax.Array]:
+    """The batch of every step from `step` on; each is yielded for its `steps_per_batch` steps."""
     while step < total_steps:
-        epoch, first = divmod(step, per_epoch)
-        yield from load(epoch, first)
-        step = (epoch + 1) * per_epoch
+        number, done = divmod(step, steps_per_batch)
+        for images in load(*divmod(number, per_epoch)):
+            for _ in range(done, steps_per_batch):
+                yield images
+                step += 1
+            done = 0
 
 
 def _estimate(progress: Progress) -> str:

@@ -33,7 +33,10 @@ def get_config() -> ml_collections.ConfigDict:
     model.input_residual = False  # RED-Net's shortcut from input to output
 
     config.train = train = ml_collections.ConfigDict()
-    train.epochs = 20  # "the number of iterations per batch is 20"
+    # "the number of iterations per batch is 20": 20 epochs; or, by the letter, epochs = 1 and
+    # steps_per_batch = 20.
+    train.epochs = 20
+    train.steps_per_batch = 1
     train.batch = 160  # "a minimum of 150 samples"; 160 divides over 2, 4, 8, 16, 32 devices
     train.learning_rate = 0.05
     train.lr_schedule = "cosine"  # constant, cosine

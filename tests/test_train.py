@@ -71,6 +71,22 @@ def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(
     assert [(m["step"], m["loss"]) for m in logs[0]] == [(m["step"], m["loss"]) for m in logs[1]]
 
 
+def test_several_steps_on_each_batch_see_it_again_wherever_they_are_resumed():
+    def load(epoch, first):
+        return iter([(epoch, number) for number in range(first, 3)])
+
+    whole = list(train._batches(load, 0, 24, per_epoch=3, steps_per_batch=4))
+    assert whole == [(e, b) for e in range(2) for b in range(3) for _ in range(4)]
+    for step in range(24):
+        assert list(train._batches(load, step, 24, 3, 4)) == whole[step:]
+
+
+def test_steps_are_whole_batches_times_steps_on_each_times_epochs(small_config, mesh, tmp_path):
+    small_config.train.steps_per_batch = 3
+    assert train.count_steps(small_config.train, 95) == 5 * 3 * 2
+    assert train.train(small_config, IMAGES, mesh, tmp_path).steps == 30
+
+
 @pytest.mark.parametrize("loader", ["host", "tfdata"])
 def test_every_loader_trains_the_same_parameters(small_config, mesh, tmp_path, loader):
     small_config.data.loader = "resident"
@@ -252,6 +268,7 @@ def test_the_target_of_denoising_is_the_clean_image(small_config, mesh):
         ({"train.batch": 84}, "train.batch=84 is larger than the training set of 80"),
         ({"train.batch": 0}, "train.batch=0"),
         ({"train.epochs": 0}, "train.epochs=0"),
+        ({"train.steps_per_batch": 0}, "train.steps_per_batch=0"),
         ({"train.learning_rate": 0.0}, "train.learning_rate=0.0"),
         ({"train.learning_rate": float("nan")}, "train.learning_rate=nan"),
         ({"train.momentum": 1.0}, "train.momentum=1.0"),
