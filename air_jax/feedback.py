@@ -214,14 +214,13 @@ def _judge_rounds(
                 np.full(len(labels), pseudo.shape[1]),
                 (database_labels[pseudo] == labels).sum(axis=1),
                 np.asarray(retrieval.nearest(result.scores, min(TOP, size))[1]),
+                result.seconds,
             )
         )
-        marked, seconds = result.marks.positions, result.seconds
-        columns[-1] += (seconds,)
     *arrays, seconds = zip(*columns, strict=True)
     return Simulation(
         *(np.stack(values, axis=1) for values in arrays),
-        marked=marked,
+        marked=result.marks.positions,
         seconds=np.array(seconds),
     )
 
