@@ -66,9 +66,9 @@ class Checkpoints:
                 ),
             )
         except Exception as error:  # Orbax, TensorStore and the file system raise their own
+            cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
             raise ValueError(
-                f"checkpoint {self.directory / str(step)} cannot be read "
-                f"({type(error).__name__}: {error}). Delete that folder to go on from the one "
-                "before it, or start anew with --overwrite."
+                f"checkpoint {self.directory / str(step)} cannot be read ({cause}). Delete that "
+                "folder to go on from the one before it, or start anew with --overwrite."
             ) from error
         return restored["state"], restored["info"]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from air_jax.files import read_npz, write_npz
+from air_jax.input_pipeline import import_tensorflow
 from air_jax.progress import say
 
 NAMES = ("cifar100", "digits", "arrays")
@@ -247,14 +248,13 @@ def _decode_cifar100(directory: str, cache: Path) -> dict[str, np.ndarray]:
         "To see the program at work without it: --config=configs/quickstart.py."
     )
     try:
-        import tensorflow as tf
+        import_tensorflow()
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise FileNotFoundError(
             f"CIFAR-100: no decoded cache at {cache}, and decoding it needs a package that cannot "
             f"be imported ({error}). {ways_on}"
         ) from error
-    tf.config.set_visible_devices([], "GPU")  # its default is to take the whole accelerator
     data_dir = os.path.expanduser(directory) or None
     if not directory:
         say(

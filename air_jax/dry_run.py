@@ -58,7 +58,7 @@ def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
         "devices": f"{mesh.size} x {jax.devices()[0].device_kind} ({jax.default_backend()})",
         "training": f"{config.train.epochs} epochs, {steps:,} steps of {batch} images, "
         f"{config.train.dtype}",
-        "memory": f"{held / 2**20:,.0f} MiB on each device in training",
+        "memory": f"{held / 2**20:,.1f} MiB on each device in training",
         "time": f"about {duration(steps * batch / rate)} of training, from {TIMED_STEPS} steps at "
         f"{rate:,.0f} images/s; compiling took {compile_seconds:.1f} s; evaluation comes on top",
         "stages": "; ".join(f"{s}: {why or 'done before'}" for s, why in reasons.items()),

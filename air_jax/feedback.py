@@ -266,6 +266,8 @@ def summarise(simulation: Simulation, query_labels: np.ndarray) -> list[dict[str
 
 def validate(config: ml_collections.ConfigDict, database_size: int) -> None:
     """Raise ValueError, naming the key, if `config.feedback` cannot be simulated."""
+    if not config.learners:
+        raise ValueError(f"feedback.learners is empty; expected some of {', '.join(LEARNERS)}")
     for learner in config.learners:
         if learner not in LEARNERS:
             raise ValueError(f"feedback.learners: {learner!r} is not one of {', '.join(LEARNERS)}")

@@ -7,7 +7,9 @@ uninterrupted one sees.
 """
 
 import collections
+import os
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import jax
 import numpy as np
@@ -72,9 +74,7 @@ def _host_stream(images: np.ndarray, mesh: Mesh) -> _Stream:
 
 
 def _tfdata_stream(images: np.ndarray, mesh: Mesh) -> _Stream:
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")  # its default is to take the whole accelerator
+    tf = import_tensorflow()
     source = tf.constant(images)
 
     def stream(positions: np.ndarray) -> Iterator[jax.Array]:
@@ -86,6 +86,19 @@ def _tfdata_stream(images: np.ndarray, mesh: Mesh) -> _Stream:
         return prefetch(batches.as_numpy_iterator(), by_rows(mesh))
 
     return stream
+
+
+def import_tensorflow() -> ModuleType:
+    """TensorFlow, kept off the accelerator and quiet; the only place that imports it.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")  # its default is to take all of the memory
+    return tf
 
 
 def prefetch(

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -11,7 +12,7 @@ from ml_collections import config_flags
 from air_jax import dry_run, pipeline, plan, report
 from air_jax.progress import say
 from air_jax.training_log import NonFiniteError
-from air_jax.workdir import FIGURES_FOLDER, RESULTS_FILE, STAGES, WorkDir, needs
+from air_jax.workdir import FIGURES_FOLDER, RESULTS_FILE, STAGES, WorkDir, all_needs
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file; its keys can be changed by --config.KEY=VALUE."
@@ -36,15 +37,10 @@ DEEP = 40  # layers from which on a CPU is the wrong machine
 
 
 def main(argv: list[str]) -> int:
-    if len(argv) > 1:
-        raise app.UsageError(f"{argv[1]!r} is not a flag; did you mean --{argv[1]}?")
-    if _CONFIG.value is None:
-        raise app.UsageError(
-            "--config=FILE is missing; --config=configs/quickstart.py needs no data"
-        )
     config = _CONFIG.value
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
-    path = Path(_WORKDIR.value or Path("runs") / Path(config_file).stem)
+    default_path = Path("runs") / Path(config_file).stem
+    path = default_path if _WORKDIR.value is None else Path(_WORKDIR.value)
     anew = _OVERWRITE.value
     try:
         wanted = _stages(_STAGES.value)
@@ -79,7 +75,7 @@ def main(argv: list[str]) -> int:
 
 def _stages(names: list[str]) -> list[str]:
     """The stages asked for, in the order in which they are done."""
-    for name in names:
+    for name in names or [""]:
         if name not in STAGES:
             raise ValueError(f"--stages: {name!r} is not one of {', '.join(STAGES)}")
     return [stage for stage in STAGES if stage in names]
@@ -87,14 +83,17 @@ def _stages(names: list[str]) -> list[str]:
 
 def _check_order(wanted: list[str], workdir: WorkDir, anew: bool) -> None:
     """Raise ValueError if a stage reads one that is neither done nor asked for."""
+    to_do = [s for s in STAGES if s not in wanted and (anew or workdir.why_redo(s))]
     for stage in wanted:
-        for earlier in needs(stage):
-            reason = "not done yet" if anew else workdir.why_redo(earlier)
-            if earlier not in wanted and reason:
-                raise ValueError(
-                    f"stage {stage} needs stage {earlier}, which in {workdir.path} is to be done "
-                    f"({reason}): --stages={earlier},{stage}"
-                )
+        missing = [s for s in to_do if s in all_needs(stage)]
+        if missing:
+            reason = "not done yet" if anew else workdir.why_redo(missing[0])
+            raise ValueError(
+                f"stage {stage} needs {' and '.join(missing)}, to be done in {workdir.path} "
+                f"({missing[0]}: {reason}): --stages={','.join([*missing, stage])}"
+            )
+    if wanted == ["report"] and len(to_do) == len(STAGES) - 1:
+        raise ValueError(f"stage report: there is nothing to report in {workdir.path}")
 
 
 def _hint(wanted: list[str], job: plan.Job, workdir: WorkDir) -> None:
@@ -123,13 +122,31 @@ def _show_report(workdir: WorkDir) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Parse flags; a config key or file that does not exist is an error in one line."""
+    """Parse flags; a config file or key that does not exist is an error in one line."""
+    files = [arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))]
+    for file in files:
+        if not Path(file.partition(":")[0]).is_file():
+            _exit(f"--config={file}: there is no such file")
     try:
-        return app.parse_flags_with_usage(argv)
+        others = app.parse_flags_with_usage(argv)[1:]
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        text = error.args[0] if error.args else error
-        print(f"error: {text}", file=sys.stderr)
-        sys.exit(FAILED)
+        # ml_collections puts one exception into another; the innermost says what is wrong.
+        while error.args and isinstance(error.args[0], Exception):
+            error = error.args[0]
+        text = str(error.args[0] if error.args else error).replace("\n", ". ")
+        _exit(f"{', '.join(files)}: {text}")
+    except (SyntaxError, ImportError, NameError) as error:
+        _exit(f"{', '.join(files)} cannot be loaded: {type(error).__name__}: {error}")
+    if others:
+        _exit(f"unexpected argument {others[0]!r}; flags begin with --")
+    if _CONFIG.value is None:
+        _exit("--config=FILE is missing; --config=configs/quickstart.py needs no data")
+    return argv[:1]
+
+
+def _exit(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(FAILED)
 
 
 def run() -> None:

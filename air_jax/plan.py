@@ -85,8 +85,8 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
     feedback.validate(config.feedback, len(database))
     if config.report.learner not in config.feedback.learners:
         raise ValueError(
-            f"report.learner={config.report.learner!r}: expected one of feedback.learners, "
-            f"{', '.join(config.feedback.learners)}"
+            f"report.learner={config.report.learner!r} is not one of feedback.learners="
+            f"{tuple(config.feedback.learners)}: set it to one of them"
         )
     if config.report.queries < 1:
         raise ValueError(f"report.queries={config.report.queries}: expected at least 1")

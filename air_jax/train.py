@@ -89,6 +89,11 @@ def validate(config: ml_collections.ConfigDict, training_images: int, devices: i
     for key in ("weight_decay", "clip_norm", "warmup_steps", "corruption_amount"):
         if not train[key] >= 0:
             raise ValueError(f"train.{key}={train[key]}: expected 0 or more")
+    if (train.corruption == "none") != (train.corruption_amount == 0):
+        raise ValueError(
+            f"train.corruption={train.corruption!r} with "
+            f"train.corruption_amount={train.corruption_amount}: expected both or neither"
+        )
     if train.corruption == "mask" and train.corruption_amount >= 1:
         raise ValueError(
             f"train.corruption_amount={train.corruption_amount}: with corruption 'mask' it is "

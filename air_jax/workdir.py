@@ -59,9 +59,11 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return flat
 
 
-def needs(stage: str) -> tuple[str, ...]:
+def all_needs(stage: str) -> tuple[str, ...]:
     """The stages without which one cannot be done; the report takes those that there are."""
-    return () if stage == "report" else _READS[stage]
+    if stage == "report":
+        return ()
+    return tuple(s for earlier in _READS[stage] for s in (*all_needs(earlier), earlier))
 
 
 def config_hash(config: ml_collections.ConfigDict) -> str:
@@ -140,7 +142,10 @@ class WorkDir:
 
     def create(self) -> None:
         """Make the folder and write down the config."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--workdir={self.path} cannot be made: {error.strerror}") from error
         write_json(
             self / CONFIG_FILE, {"training": self._training(), "config": flatten(self.config)}
         )
@@ -187,6 +192,7 @@ class WorkDir:
                 "config": stage_keys(self.config, stage),
                 "files": checksums,
                 "result": result,
+                "checksum": hash_of([checksums, result]),
             },
         )
 
@@ -206,10 +212,11 @@ class WorkDir:
     def _record(self, stage: str) -> dict[str, Any] | None:
         try:
             record = json.loads(self._record_path(stage).read_text())
-            complete = record.keys() >= {"fingerprint", "config", "files", "result"}
-        except (FileNotFoundError, json.JSONDecodeError, AttributeError):
+            whole = record["checksum"] == hash_of([record["files"], record["result"]])
+            whole = whole and isinstance(record["config"], dict)
+        except (OSError, ValueError, KeyError, TypeError):  # absent or damaged
             return None
-        return record if complete else None
+        return record if whole else None
 
     def fingerprint(self, stage: str) -> str:
         """Of all that a stage is made from: data, config keys, records of the stages before it."""

@@ -189,7 +189,7 @@ def test_stages_can_be_run_alone_and_say_what_they_miss(images, tmp_path):
     workdir = tmp_path / "run"
     missing = run(workdir, images, "--stages=retrieve")
     assert missing.returncode == 2
-    assert "stage retrieve needs stage encode" in missing.stderr
+    assert "stage retrieve needs train and encode" in missing.stderr
     trained = run(workdir, images, "--stages=report,train")
     assert trained.returncode == 0, trained.stderr
     found = results(workdir)
@@ -256,11 +256,14 @@ def test_killed_in_the_middle_of_training_the_same_command_ends_as_if_undisturbe
         ((), {"data__train_images": 65}, "data.train_images=65"),
         ((), {"data__loader": "disk"}, "data.loader='disk'"),
         ((), {"report__learner": "svm"}, "report.learner='svm'"),
-        (("--stages=train,retrieve",), {}, "stage retrieve needs stage encode"),
-        (("--overwrite", "--stages=feedback"), {}, "stage feedback needs stage encode"),
+        (("--stages=train,retrieve",), {}, "stage retrieve needs encode"),
+        (("--overwrite", "--stages=feedback"), {}, "--stages=train,encode,feedback"),
+        (("--stages=report",), {}, "nothing to report"),
+        (("--stages=",), {}, "--stages: ''"),
+        (("--workdir=",), {}, "is no run of air_jax"),
         ((), {"retrieval__baselines": "('pixel',)"}, "'pixel' is not one of"),
         (("--stages=train,rank",), {}, "'rank' is not one of train, encode"),
-        (("train",), {}, "--train"),
+        (("train",), {}, "unexpected argument 'train'"),
     ],
 )
 def test_bad_input_is_one_clear_error_before_anything_is_done(
@@ -273,10 +276,18 @@ def test_bad_input_is_one_clear_error_before_anything_is_done(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_config_file_that_is_not_there_is_an_error(images, tmp_path):
-    refused = run(tmp_path / "run", images, config=str(tmp_path / "absent.py"))
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "no such file"), ("def get_config(:", "SyntaxError"), ("", "get_config")],
+)
+def test_a_config_file_that_cannot_be_loaded_is_named(images, tmp_path, text, message):
+    path = tmp_path / "mine.py"
+    if text is not None:
+        path.write_text(text)
+    refused = run(tmp_path / "run", images, config=str(path))
     assert refused.returncode == 2
-    assert "absent.py" in refused.stderr
+    assert "mine.py" in refused.stderr
+    assert message in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

@@ -45,7 +45,9 @@ def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(
     small_config, mesh, tmp_path, monkeypatch, norm, corruption
 ):
     small_config.model.norm = norm
-    small_config.train.update(corruption=corruption, corruption_amount=0.5)
+    small_config.train.update(
+        corruption=corruption, corruption_amount=0.0 if corruption == "none" else 0.5
+    )
     whole = train.train(small_config, IMAGES, mesh, tmp_path / "whole")
 
     class Stop(Exception):
@@ -277,6 +279,8 @@ def test_the_target_of_denoising_is_the_clean_image(small_config, mesh):
         ({"train.lr_schedule": "step"}, "train.lr_schedule='step'"),
         ({"train.corruption": "blur"}, "train.corruption='blur'"),
         ({"train.corruption": "mask", "train.corruption_amount": 1.0}, "below 1"),
+        ({"train.corruption": "mask"}, "both or neither"),
+        ({"train.corruption_amount": 0.5}, "both or neither"),
         ({"log.every_steps": 0}, "log.every_steps=0"),
         ({"seed": -1}, "seed=-1"),
     ],

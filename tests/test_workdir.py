@@ -1,5 +1,7 @@
 """Which stages are current, and which work directories are refused."""
 
+import json
+
 import pytest
 
 from air_jax import workdir
@@ -68,8 +70,12 @@ def test_missing_and_damaged_files_redo_their_stage(folder):
 
 
 def test_a_damaged_record_redoes_its_stage(folder):
-    (folder / "stages" / "encode.json").write_text('{"finger')
-    assert redone(folder)["encode"] == "not done yet"
+    record = folder / "stages" / "encode.json"
+    whole = json.loads(record.read_text())
+    emptied = json.dumps(whole | {"result": {}})
+    for text in ('{"finger', "[]", '{"fingerprint": 1, "config": 2, "files": 3}', emptied):
+        record.write_text(text)
+        assert redone(folder)["encode"] == "not done yet"
 
 
 def test_another_training_is_refused_and_its_keys_named(folder):
@@ -92,6 +98,15 @@ def test_a_damaged_config_file_is_named(folder):
     (folder / "config.json").write_text('{"train')
     with pytest.raises(ValueError, match=r"config.json is damaged"):
         folder.check()
+
+
+def test_a_folder_that_cannot_be_made_is_named(small_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    run = WorkDir(tmp_path / "file" / "run", small_config, "data")
+    run.check()
+    assert run.why_redo("train") == "not done yet"
+    with pytest.raises(ValueError, match="file/run cannot be made: Not a directory"):
+        run.create()
 
 
 def test_an_empty_or_new_folder_is_taken(small_config, tmp_path):
@@ -122,8 +137,8 @@ def test_a_stage_done_anew_makes_those_that_read_it_stale(folder):
 
 
 def test_stages_name_those_they_cannot_do_without():
-    assert workdir.needs("retrieve") == ("encode",)
-    assert workdir.needs("report") == ()
+    assert workdir.all_needs("retrieve") == ("train", "encode")
+    assert workdir.all_needs("report") == ()
 
 
 def test_the_configs_hash_is_of_all_its_values(small_config):
