@@ -66,8 +66,7 @@ def main(argv: list[str]) -> int:
     except (ValueError, OSError, NonFiniteError) as error:
         if logging.level_debug():  # --verbosity=1
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        _exit(str(error))
     if "report" in wanted:
         _show_report(workdir)
     return 0

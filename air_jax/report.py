@@ -179,7 +179,7 @@ def _draw_sheet(path: Path, job: Job, workdir: WorkDir, learners: dict[str, Any]
 def environment() -> dict[str, Any]:
     """Versions, devices and flags that figures depend on."""
     devices = jax.devices()
-    installed = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
+    installed = {str(d.metadata["Name"]).lower(): d.version for d in metadata.distributions()}
     return {
         "python": platform.python_version(),
         "packages": {name: installed[name] for name in _PACKAGES if name in installed},

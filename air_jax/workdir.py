@@ -126,13 +126,7 @@ class WorkDir:
                 "is of. Give another --workdir, or --overwrite to start anew (the old one is kept "
                 "aside)."
             ) from error
-        now = self._training()
-        changed = [
-            f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        if changed:
+        if changed := _changes(before, self._training()):
             raise ValueError(
                 f"--workdir={self.path} holds a run of another training:\n  "
                 + "\n  ".join(changed)
@@ -165,12 +159,7 @@ class WorkDir:
         if record is None:
             return "not done yet"
         if record["fingerprint"] != self.fingerprint(stage):
-            before, now = record["config"], stage_keys(self.config, stage)
-            changed = [
-                f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
-                for key in now
-                if before.get(key) != now.get(key)
-            ]
+            changed = _changes(record["config"], stage_keys(self.config, stage))
             return "; ".join(changed) or "made from an earlier state of the stages before it"
         for name, checksum in record["files"].items():
             path = self / name
@@ -226,6 +215,15 @@ class WorkDir:
     def state(self, stage: str) -> str | None:
         """A hash of a stage's record; None if it is not done, or no longer current."""
         return None if self.why_redo(stage) else hash_of(self._record(stage))
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The keys whose values differ, with both values, in words."""
+    return [
+        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
 
 
 def hash_of(value: Any) -> str:
