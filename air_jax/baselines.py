@@ -1,9 +1,54 @@
-"""What a code has to beat: pixels, their principal components, and the mean image."""
+"""What a code has to beat: pixels, their principal components, k-means, and the mean image."""
 
 import numpy as np
 from sklearn.decomposition import PCA
 
-NAMES = ("random", "pixels", "pca", "untrained")  # what the codes' mAP is reported beside
+from air_jax import kmeans
+
+NAMES = ("random", "pixels", "pca", "kmeans", "untrained")  # reported beside the codes' mAP
+WITHOUT_NET = ("pixels", "pca", "kmeans")
+
+
+def codes(
+    name: str, database: np.ndarray, queries: np.ndarray, code_dim: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes that need no net, to be compared by Euclidean distance.
+
+    Args:
+        name: one of `WITHOUT_NET`: the pixels themselves, their first `code_dim` principal
+            components, or those of k-means features, of unit length (so L2 ranks as the cosine).
+        database: [N, S, S, C] uint8; what is learnt is learnt on these.
+        queries: [Q, S, S, C] uint8.
+        code_dim: dimensions of the codes, but for the pixels.
+
+    Returns:
+        [N, D] and [Q, D] float32.
+    """
+    if name == "kmeans":
+        features = kmeans.describe_images(database, queries)
+    else:
+        features = pixel_codes(database), pixel_codes(queries)
+    if name == "pixels":
+        return features
+    pca = fit_pca(features[0], code_dim)
+    reduced = tuple(pca.transform(part).astype(np.float32) for part in features)
+    return tuple(map(_unit_length, reduced)) if name == "kmeans" else reduced
+
+
+def _unit_length(codes: np.ndarray) -> np.ndarray:
+    return codes / np.maximum(np.linalg.norm(codes, axis=1, keepdims=True), 1e-12)
+
+
+def validate(names: tuple[str, ...], image_side: int) -> None:
+    """Raise ValueError if a name is unknown, or cannot be had of images of this side."""
+    for name in names:
+        if name not in NAMES:
+            raise ValueError(f"retrieval.baselines: {name!r} is not one of {', '.join(NAMES)}")
+    if "kmeans" in names and image_side < kmeans.SMALLEST_SIDE:
+        raise ValueError(
+            f"retrieval.baselines: 'kmeans' needs images of side {kmeans.SMALLEST_SIDE} or more, "
+            f"these have {image_side}; leave it out"
+        )
 
 
 def pixel_codes(images: np.ndarray) -> np.ndarray:

@@ -133,6 +133,36 @@ def split(
     return np.flatnonzero(~is_query), np.flatnonzero(is_query)
 
 
+def shrink(dataset: Dataset, size: int) -> Dataset:
+    """The same images at side `size`, each pixel the mean of those that it replaces.
+
+    Raises:
+        ValueError: `size` does not divide their side.
+    """
+    count, side, _, channels = dataset.images.shape
+    if size < 1 or side % size:
+        raise ValueError(f"data.size={size}: expected a divisor of the images' side, {side}")
+    factor = side // size
+    blocks = dataset.images.reshape(count, size, factor, size, factor, channels)
+    images = np.round(blocks.mean(axis=(2, 4))).astype(np.uint8)
+    return dataclasses.replace(dataset, images=images)
+
+
+def keep_per_class(labels: np.ndarray, positions: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """`count` random ones of each class of some positions in a data set; sorted.
+
+    Args:
+        labels: [N] of the whole data set.
+        positions: [P] of those to choose from.
+        count: of each class; classes with fewer keep all.
+        seed: of the choice.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(positions)
+    kept = [shuffled[labels[shuffled] == c][:count] for c in np.unique(labels[positions])]
+    return np.sort(np.concatenate(kept))
+
+
 def cache_directory() -> Path:
     """Where decoded data is kept: `$AIR_JAX_CACHE`, or `~/.cache/air_jax`."""
     return Path(os.environ.get("AIR_JAX_CACHE", "~/.cache/air_jax")).expanduser()

@@ -28,11 +28,9 @@ def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
     batch = config.train.batch
     steps = train.count_steps(config.train, len(images))
     net = train.new_net(config, images.shape[1:], *train.channel_statistics(images), mesh)
-    optimizer = train.make_optimizer(config.train, steps)
-    state = train.initial_state(net, optimizer, mesh)
-    step, compile_seconds = train.compile_step(
-        config, net, optimizer, state, images.shape[1:], mesh
-    )
+    state = train.initial_state(net, train.make_optimizer(config.train, steps), mesh)
+    whole = train.Phase(0, steps, None)
+    step, compile_seconds = train.compile_step(config, net, state, whole, images.shape[1:], mesh)
     memory = step.memory_analysis()
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     held += images.nbytes if resident(config.data.loader, images, mesh) else 0

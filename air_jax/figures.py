@@ -26,7 +26,7 @@ def loss_curve(path: Path, lines: list[dict[str, float]], losses: dict[str, Any]
             axes.axhline(losses[key], ls="--", lw=1, color=colour, label=label)
     axes.set(xlabel="step", ylabel="mean squared error, standardised pixels", ylim=(0, None))
     axes.legend(fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def reconstructions(path: Path, images: np.ndarray, reconstructed: np.ndarray) -> None:
@@ -38,7 +38,7 @@ def reconstructions(path: Path, images: np.ndarray, reconstructed: np.ndarray) -
         _show(axes, image)
     for axes, label in zip(rows[:, 0], ("image", "decoded"), strict=True):
         axes.set_ylabel(label, fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def retrieval_sheet(
@@ -83,7 +83,7 @@ def retrieval_sheet(
             for axes, (found, is_relevant) in zip(rest, pairs, strict=True):
                 _show(axes, found, _RELEVANT if is_relevant else _IRRELEVANT)
     figure.suptitle(title, fontsize=9, y=0.9 + 0.2 / (0.6 * height + 0.4))
-    _save(figure, path)
+    save(figure, path)
 
 
 def map_over_rounds(path: Path, learners: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ def map_over_rounds(path: Path, learners: dict[str, Any]) -> None:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("mAP")
     panels[0].legend(fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _show(axes: plt.Axes, image: np.ndarray, frame: str | None = None) -> None:
@@ -115,7 +115,8 @@ def _show(axes: plt.Axes, image: np.ndarray, frame: str | None = None) -> None:
         spine.set(color=frame or "none", linewidth=2.5)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def save(figure: plt.Figure, path: Path) -> None:
+    """Write a figure as PNG and forget it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight")
     plt.close(figure)

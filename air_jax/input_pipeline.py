@@ -8,14 +8,14 @@ uninterrupted one sees.
 
 import collections
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from air_jax.sharding import by_rows, replicated
+from air_jax.sharding import by_columns, by_rows, replicated
 
 LOADERS = ("auto", "resident", "tfdata", "host")
 
@@ -29,7 +29,7 @@ def epoch_order(key: jax.Array, epoch: int, size: int) -> np.ndarray:
 
 
 def make_loader(
-    kind: str, images: np.ndarray, batch_size: int, key: jax.Array, mesh: Mesh
+    kind: str, images: np.ndarray, batch_size: int, keys: Sequence[jax.Array], mesh: Mesh
 ) -> Loader:
     """Make a function that yields the batches of any epoch.
 
@@ -38,42 +38,46 @@ def make_loader(
             training, else "host".
         images: [N, S, S, C] uint8. The last, partial batch of an epoch is left out.
         batch_size: images in a batch.
-        key: of the order.
+        keys: of the order; one for each net that is trained.
         mesh: batches are split over its devices.
 
     Returns:
-        `loader(epoch, first)`: an iterator over uint8 [batch_size, S, S, C] on the devices.
+        `loader(epoch, first)`: an iterator over uint8 [batch_size, S, S, C] on the devices; with
+        several keys [len(keys), batch_size, S, S, C], each net's in its own order.
     """
     if kind == "auto":
         kind = "resident" if resident(kind, images, mesh) else "host"
     streams = {"resident": _resident_stream, "host": _host_stream, "tfdata": _tfdata_stream}
     if kind not in streams:
         raise ValueError(f"data.loader={kind!r}: expected one of {', '.join(LOADERS)}")
-    stream = streams[kind](images, mesh)
+    sharding = by_rows(mesh) if len(keys) == 1 else by_columns(mesh)
+    stream = streams[kind](images, mesh, sharding)
     steps = len(images) // batch_size
 
     def load(epoch: int, first: int = 0) -> Iterator[jax.Array]:
-        order = epoch_order(key, epoch, len(images))
-        return stream(order[first * batch_size : steps * batch_size].reshape(-1, batch_size))
+        chosen = slice(first * batch_size, steps * batch_size)
+        orders = [epoch_order(key, epoch, len(images))[chosen] for key in keys]
+        batches = [order.reshape(-1, batch_size) for order in orders]
+        return stream(batches[0] if len(keys) == 1 else np.stack(batches, axis=1))
 
     return load
 
 
-# stream(positions [steps, batch]) yields the batches of images at these positions.
+# stream(positions [steps, ...]) yields the batches of images at these positions.
 _Stream = Callable[[np.ndarray], Iterator[jax.Array]]
 
 
-def _resident_stream(images: np.ndarray, mesh: Mesh) -> _Stream:
+def _resident_stream(images: np.ndarray, mesh: Mesh, sharding: NamedSharding) -> _Stream:
     on_device = jax.device_put(images, replicated(mesh))
-    take = jax.jit(lambda images, batch: images[batch], out_shardings=by_rows(mesh))
+    take = jax.jit(lambda images, batch: images[batch], out_shardings=sharding)
     return lambda positions: (take(on_device, batch) for batch in positions)
 
 
-def _host_stream(images: np.ndarray, mesh: Mesh) -> _Stream:
-    return lambda positions: prefetch((images[batch] for batch in positions), by_rows(mesh))
+def _host_stream(images: np.ndarray, mesh: Mesh, sharding: NamedSharding) -> _Stream:
+    return lambda positions: prefetch((images[batch] for batch in positions), sharding)
 
 
-def _tfdata_stream(images: np.ndarray, mesh: Mesh) -> _Stream:
+def _tfdata_stream(images: np.ndarray, mesh: Mesh, sharding: NamedSharding) -> _Stream:
     tf = import_tensorflow()
     source = tf.constant(images)
 
@@ -83,7 +87,7 @@ def _tfdata_stream(images: np.ndarray, mesh: Mesh) -> _Stream:
             .map(lambda batch: tf.gather(source, batch), tf.data.AUTOTUNE)
             .prefetch(2)
         )
-        return prefetch(batches.as_numpy_iterator(), by_rows(mesh))
+        return prefetch(batches.as_numpy_iterator(), sharding)
 
     return stream
 

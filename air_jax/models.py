@@ -7,7 +7,7 @@ things: whether the encoder pools, and where shortcuts lead.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +24,15 @@ _HE = nnx.initializers.he_normal()
 _LECUN = nnx.initializers.lecun_normal()
 
 
-def pooling_layers(depth: int, pool: bool) -> tuple[int, ...]:
+def pooling_layers(depth: int, pool: bool, pools: int = 3) -> tuple[int, ...]:
     """The encoder layers (counted from 1) that a 2x2 max pooling follows, evenly spread.
 
-    There are `min(3, depth / 2 - 1)` of them, so 32x32 maps become 4x4.
+    There are `min(pools, depth / 2 - 1)` of them: three make 32x32 maps 4x4.
     """
     if not pool:
         return ()
     layers = depth // 2
-    count = min(3, layers - 1)
+    count = min(pools, layers - 1)
     return tuple(round(i * layers / (count + 1)) for i in range(1, count + 1))
 
 
@@ -45,6 +45,7 @@ def validate(
     skip: str,
     image_shape: tuple[int, int, int],
     kernel: int = 3,
+    pools: int = 3,
     skip_into: str = "encoder",
     code: str = "dense",
     norm: str = "none",
@@ -56,7 +57,8 @@ def validate(
             f"model.depth={depth}: expected an even number of at least 4 "
             "(as many convolutions as deconvolutions)"
         )
-    for name, value in (("width", width), ("code_dim", code_dim), ("kernel", kernel)):
+    sizes = {"width": width, "code_dim": code_dim, "kernel": kernel, "pools": pools}
+    for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"model.{name}={value}: expected at least 1")
     for name, value, known in (
@@ -74,11 +76,12 @@ def validate(
     height, image_width, channels = image_shape
     if height != image_width or channels < 1:
         raise ValueError(f"images of shape {image_shape}: expected square images [S, S, C]")
-    factor = 2 ** len(pooling_layers(depth, pool))
+    pooled = len(pooling_layers(depth, pool, pools))
+    factor = 2**pooled
     if height % factor:
         raise ValueError(
-            f"images of {height}x{height} pixels: depth {depth} pools "
-            f"{len(pooling_layers(depth, pool))} times, so the side must be a multiple of {factor}"
+            f"images of {height}x{height} pixels: depth {depth} pools {pooled} times, so the side "
+            f"must be a multiple of {factor} (model.pools lowers it)"
         )
     cells = (height // factor) ** 2
     if code == "conv" and code_dim % cells:
@@ -165,6 +168,7 @@ class Encoder(nnx.Module):
         skip: Skip,
         image_shape: tuple[int, int, int],
         kernel: int = 3,
+        pools: int = 3,
         code: str = "dense",
         norm: str = "none",
         dtype: jnp.dtype = jnp.float32,
@@ -174,7 +178,7 @@ class Encoder(nnx.Module):
         size, _, channels = image_shape
         self.asymmetric = skip == "asymmetric"
         self.code = code
-        self.pooled_after = pooling_layers(depth, pool)
+        self.pooled_after = pooling_layers(depth, pool, pools)
         self.convs = nnx.List(
             ConvLayer(
                 channels if i == 0 else width,
@@ -240,6 +244,7 @@ class Decoder(nnx.Module):
         skip: Skip,
         image_shape: tuple[int, int, int],
         kernel: int = 3,
+        pools: int = 3,
         skip_into: str = "encoder",
         norm: str = "none",
         input_residual: bool = False,
@@ -252,7 +257,8 @@ class Decoder(nnx.Module):
         self.asymmetric = skip == "asymmetric" and skip_into == "both"
         self.input_residual = input_residual
         # Deconvolution j mirrors convolution layers + 1 - j: it upsamples where that one pooled.
-        self.upsampled_before = tuple(layers + 1 - layer for layer in pooling_layers(depth, pool))
+        poolings = pooling_layers(depth, pool, pools)
+        self.upsampled_before = tuple(layers + 1 - layer for layer in poolings)
         side = size // 2 ** len(self.upsampled_before)
         self.map_shape = (side, side, width)
         self.expand = nnx.Linear(
@@ -300,6 +306,16 @@ class Decoder(nnx.Module):
             x = _upsample(x)
         return self.to_image(x, maps[0] if self.input_residual else None)
 
+    def undo(self, layer: int, maps: jax.Array) -> jax.Array:
+        """What convolution `layer` (from 1) read, from its maps, by the deconvolution it mirrors.
+
+        No shortcut helps: the symmetric one is what is to be found.
+        """
+        mirror = len(self.deconvs) + 2 - layer
+        if mirror in self.upsampled_before:
+            maps = _upsample(maps)
+        return self.to_image(maps) if layer == 1 else self.deconvs[mirror - 1](maps)
+
 
 class Autoencoder(nnx.Module):
     """Encoder and decoder, trained to reproduce their input (eq 4, 5).
@@ -309,11 +325,12 @@ class Autoencoder(nnx.Module):
             and its inverse are not counted.
         width: channels of every layer.
         code_dim: length of the code; 128 in the paper.
-        pool: whether the encoder pools, `min(3, depth / 2 - 1)` times.
+        pool: whether the encoder pools, `min(pools, depth / 2 - 1)` times.
         skip: "none", "symmetric" (RED-Net's, encoder to mirrored decoder layer) or "asymmetric"
             (the paper's, first layer to later ones).
         image_shape: (S, S, C).
         kernel: side of the square kernels.
+        pools: how often at most; three make 32x32 maps 4x4.
         skip_into: where asymmetric shortcuts land: "encoder", or "both" for the decoder as well.
         code: "dense" (a linear layer on the last maps), "pooled" (on their mean over space) or
             "conv" (a 1x1 convolution whose outputs, flattened, are the code).
@@ -336,6 +353,7 @@ class Autoencoder(nnx.Module):
         skip: Skip = "asymmetric",
         image_shape: tuple[int, int, int] = (32, 32, 3),
         kernel: int = 3,
+        pools: int = 3,
         skip_into: str = "encoder",
         code: str = "dense",
         norm: str = "none",
@@ -351,6 +369,7 @@ class Autoencoder(nnx.Module):
             "skip": skip,
             "image_shape": image_shape,
             "kernel": kernel,
+            "pools": pools,
             "norm": norm,
         }
         validate(**shape, skip_into=skip_into, code=code, input_residual=input_residual)
@@ -366,6 +385,31 @@ class Autoencoder(nnx.Module):
     def encode(self, images: jax.Array) -> jax.Array:
         """Standardised images [B, S, S, C] -> codes [B, code_dim]."""
         return self.encoder(images)[0]
+
+    def undo_pair(self, images: jax.Array, pair: int) -> tuple[jax.Array, jax.Array]:
+        """One pair of layers alone, for greedy training ("trained layer by layer").
+
+        Args:
+            images: standardised [B, S, S, C].
+            pair: from 1: convolution `pair` and its mirror; the last, `depth / 2 + 1`, is the
+                projection to the code and its inverse.
+
+        Returns:
+            What the pair makes of the maps that it reads, and those maps; same shape.
+        """
+        codes, maps = self.encoder(images)
+        if pair == len(maps):
+            return self.decoder.expand(codes).reshape(maps[-1].shape), maps[-1]
+        return self.decoder.undo(pair, maps[pair]), maps[pair - 1]
+
+
+def pair_parameters(pair: int, depth: int) -> tuple[str, str]:
+    """What the names of a pair's parameters begin with; pairs as for `Autoencoder.undo_pair`."""
+    layers = depth // 2
+    if pair == layers + 1:
+        return "encoder.project.", "decoder.expand."
+    mirror = "to_image." if pair == 1 else f"deconvs.{layers - pair}."
+    return f"encoder.convs.{pair - 1}.", f"decoder.{mirror}"
 
 
 # The paper's five configurations (section IV.3), with its spelling.
@@ -417,6 +461,11 @@ class Net(NamedTuple):
     mean: jax.Array
     std: jax.Array
 
+    @property
+    def depth(self) -> int:
+        """Convolutions and deconvolutions."""
+        return 2 * len(self.params["encoder"]["convs"])
+
     def standardise(self, images: jax.Array) -> jax.Array:
         """uint8 images [B, S, S, C] -> float32, zero mean and unit variance by channel."""
         return (images.astype(jnp.float32) / 255 - self.mean) / self.std
@@ -431,6 +480,34 @@ class Net(NamedTuple):
 def make_net(model: Autoencoder, mean: jax.Array, std: jax.Array) -> Net:
     """Split a module into a `Net`; `mean` and `std` [C] are of pixels in [0, 1]."""
     return Net(*nnx.split(model, nnx.Param, nnx.BatchStat), jnp.asarray(mean), jnp.asarray(std))
+
+
+def multiplications(
+    *,
+    depth: int,
+    width: int,
+    code_dim: int,
+    pool: bool,
+    image_shape: tuple[int, int, int],
+    kernel: int = 3,
+    pools: int = 3,
+    **others: Any,
+) -> int:
+    """Multiplications (each with an addition) of one image's way through net and back to pixels.
+
+    Convolutions, and the dense layers around the code; a training step takes three times as many.
+    `others` are the arguments of `Autoencoder` that do not matter here.
+    """
+    side, _, channels = image_shape
+    layers = depth // 2
+    after = pooling_layers(depth, pool, pools)
+    total = 0
+    for layer in range(1, layers + 1):
+        # The deconvolution that mirrors this layer works at the same size, its ends swapped.
+        total += 2 * side**2 * kernel**2 * (channels if layer == 1 else width) * width
+        if layer in after:
+            side //= 2
+    return total + 2 * side**2 * width * code_dim
 
 
 def count_parameters(params: nnx.State) -> int:

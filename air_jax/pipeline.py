@@ -33,8 +33,13 @@ from air_jax.workdir import (
 RECONSTRUCTED = 10  # queries whose reconstructions are kept for the report
 
 
-def run_stage(stage: str, job: Job, workdir: WorkDir) -> None:
-    """Do one stage of `workdir.STAGES` and record it."""
+def do_stage(stage: str, job: Job, workdir: WorkDir) -> None:
+    """Do one of `workdir.STAGES` unless it is done and current, saying which and why."""
+    reason = workdir.why_redo(stage)
+    if reason is None:
+        say(f"{stage}: done before")
+        return
+    say(f"{stage}: {reason}" if reason != "not done yet" else f"{stage}:")
     result, left = _STAGES[stage](job, workdir)
     workdir.finish(stage, result, left)
 
@@ -145,16 +150,8 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         untrained = codes["untrained_database"], codes["untrained_query"]
         ranks = ranks_of("the untrained net's codes", *untrained)
         per_query["untrained_ap"] = metrics.average_precision(ranks, size)
-    if "pixels" in wanted or "pca" in wanted:
-        pixels = [baselines.pixel_codes(i) for i in (job.database_images(), job.query_images())]
-    if "pixels" in wanted:
-        ranks = ranks_of("pixels", *pixels)
-        per_query["pixels_ap"] = metrics.average_precision(ranks, size)
-    if "pca" in wanted:
-        say(f"retrieve: PCA of {size:,} images")
-        pca = baselines.fit_pca(pixels[0], job.config.model.code_dim)
-        ranks = ranks_of("PCA", *(pca.transform(part) for part in pixels))
-        per_query["pca_ap"] = metrics.average_precision(ranks, size)
+    for name in (n for n in baselines.WITHOUT_NET if n in wanted):
+        per_query[f"{name}_ap"] = baseline_ap(name, job)
     for name in baselines.NAMES:
         ap = per_query.get(f"{name}_ap")
         maps[name] = {"map": None if ap is None else metrics.mean(ap)}
@@ -164,6 +161,18 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
             maps[name]["map_ci95"] = metrics.bootstrap_interval(ap, labels)
     write_npz(workdir / RETRIEVAL_FILE, top=top, **per_query)
     return {"retrieval": result, "baselines": maps}, [RETRIEVAL_FILE]
+
+
+def baseline_ap(name: str, job: Job) -> np.ndarray:
+    """Average precision [Q] float64 of the first retrieval by one of `baselines.WITHOUT_NET`."""
+    images = job.database_images(), job.query_images()
+    say(f"retrieve: {name} codes of {len(images[0]):,} images")
+    database, queries = baselines.codes(name, *images, job.config.model.code_dim)
+    items = retrieval.relevant_items(job.query_labels(), job.dataset.labels[job.database])
+    ranks = retrieval.ranks_by_distance(
+        retrieval.make_database(database), queries, items, label=f"retrieve by {name}"
+    )
+    return metrics.average_precision(ranks, len(database))
 
 
 def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:

@@ -61,28 +61,50 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
         ValueError: a value that cannot work; the message names it and says what was expected.
         FileNotFoundError: the data is not there.
     """
-    mesh = sharding.make_mesh()
+    if "sweep" in config:
+        raise ValueError("this config is a sweep over many nets: python -m air_jax.reproduce")
+    job = load(config)
+    check(job)
+    return job
+
+
+def load(config: ml_collections.ConfigDict) -> Job:
+    """Load and split the data, and gather the devices; raises as `prepare` for `config.data`."""
     data = config.data
-    if data.split_seed < 0:
-        raise ValueError(f"data.split_seed={data.split_seed}: expected 0 or more")
+    for key in ("split_seed", "size", "keep_database_per_class", "keep_queries_per_class"):
+        if data[key] < 0:
+            raise ValueError(f"data.{key}={data[key]}: expected 0 or more")
     dataset = datasets.load(data.name, data.dir)
     database, queries = datasets.split(dataset, data.split, data.split_seed, data.queries_per_class)
-    if not 0 <= data.train_images <= len(database):
+    if data.size:
+        dataset = datasets.shrink(dataset, data.size)
+
+    def kept(positions: np.ndarray, count: int) -> np.ndarray:
+        if not count:
+            return positions
+        return datasets.keep_per_class(dataset.labels, positions, count, data.split_seed)
+
+    database = kept(database, data.keep_database_per_class)
+    queries = kept(queries, data.keep_queries_per_class)
+    return Job(config, dataset, database, queries, sharding.make_mesh())
+
+
+def check(job: Job) -> None:
+    """Raise ValueError, naming the key, if the stages cannot be done as the config says."""
+    config, data = job.config, job.config.data
+    database_size, devices = len(job.database), job.mesh.size
+    if not 0 <= data.train_images <= database_size:
         raise ValueError(
             f"data.train_images={data.train_images}: expected from 0 (all) to the "
-            f"{len(database)} images of the database"
+            f"{database_size} images of the database"
         )
     if data.loader not in LOADERS:
         raise ValueError(f"data.loader={data.loader!r}: expected one of {', '.join(LOADERS)}")
-    models.validate(**config.model, image_shape=dataset.images.shape[1:])
-    train.validate(config, data.train_images or len(database), mesh.size)
-    encode.validate(config.encode.batch, mesh.size)
-    for name in config.retrieval.baselines:
-        if name not in baselines.NAMES:
-            raise ValueError(
-                f"retrieval.baselines: {name!r} is not one of {', '.join(baselines.NAMES)}"
-            )
-    feedback.validate(config.feedback, len(database))
+    models.validate(**config.model, image_shape=job.dataset.images.shape[1:])
+    train.validate(config, data.train_images or database_size, devices)
+    encode.validate(config.encode.batch, devices)
+    baselines.validate(config.retrieval.baselines, job.dataset.images.shape[1])
+    feedback.validate(config.feedback, database_size)
     if config.report.learner not in config.feedback.learners:
         raise ValueError(
             f"report.learner={config.report.learner!r} is not one of feedback.learners="
@@ -90,4 +112,3 @@ def prepare(config: ml_collections.ConfigDict) -> Job:
         )
     if config.report.queries < 1:
         raise ValueError(f"report.queries={config.report.queries}: expected at least 1")
-    return Job(config, dataset, database, queries, mesh)

@@ -1,4 +1,4 @@
-"""The mesh and the two shardings that everything uses: whole on every device, or split by rows."""
+"""The mesh, and the shardings that everything uses: whole on every device, or split over them."""
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -18,3 +18,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def by_rows(mesh: Mesh) -> NamedSharding:
     """The first axis split over the devices: batches."""
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def by_columns(mesh: Mesh) -> NamedSharding:
+    """The second axis split over the devices: batches of several nets trained together."""
+    return NamedSharding(mesh, PartitionSpec(None, "data"))

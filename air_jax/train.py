@@ -2,16 +2,17 @@
 
 import contextlib
 import importlib.util
+import itertools
 import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,8 +29,9 @@ from air_jax.input_pipeline import Loader, make_loader
 from air_jax.models import Net
 from air_jax.progress import Progress, duration, say
 from air_jax.training_log import NonFiniteError, TrainingLog
-from air_jax.workdir import CHECKPOINTS, METRICS_FILE, MODEL_FILE
+from air_jax.workdir import CHECKPOINTS, GRADIENTS_FILE, METRICS_FILE, MODEL_FILE
 
+SCHEDULES = ("joint", "greedy")
 LR_SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "bfloat16")
 CORRUPTIONS = ("none", "mask", "noise")
@@ -53,13 +55,28 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+class Phase(NamedTuple):
+    """A stretch of training with one objective.
+
+    Attributes:
+        start: steps before it.
+        end: steps at its end.
+        pair: the pair of layers that is trained, from 1; None: the whole net.
+    """
+
+    start: int
+    end: int
+    pair: int | None
+
+
 class TrainResult(NamedTuple):
     """What training leaves.
 
     Attributes:
         net: the trained net.
         steps: steps done in all.
-        seconds: spent on them, those of earlier runs that were resumed included, compiling not.
+        seconds: spent on them, those of earlier runs that were resumed included, compiling not;
+            nets trained together share them.
         compile_seconds: of compiling the step, in the run that ended the training.
     """
 
@@ -73,6 +90,7 @@ def validate(config: ml_collections.ConfigDict, training_images: int, devices: i
     """Raise ValueError, naming the key, if nothing can be trained by `config.train`."""
     train = config.train
     for key, known in (
+        ("schedule", SCHEDULES),
         ("lr_schedule", LR_SCHEDULES),
         ("dtype", DTYPES),
         ("corruption", CORRUPTIONS),
@@ -108,6 +126,11 @@ def validate(config: ml_collections.ConfigDict, training_images: int, devices: i
         raise ValueError(
             "log.tensorboard=True needs tensorboardX: pip install 'air_jax[tensorboard]'"
         )
+    if not 0 < train.greedy_share < 1:
+        raise ValueError(
+            f"train.greedy_share={train.greedy_share}: expected above 0 and below 1; the other "
+            "steps fine-tune the whole net"
+        )
     if train.batch % devices:
         raise ValueError(
             f"train.batch={train.batch} does not divide over {devices} devices; "
@@ -117,11 +140,33 @@ def validate(config: ml_collections.ConfigDict, training_images: int, devices: i
         raise ValueError(
             f"train.batch={train.batch} is larger than the training set of {training_images} images"
         )
+    pairs = config.model.depth // 2 + 1
+    steps = int(count_steps(train, training_images) * train.greedy_share)
+    if train.schedule == "greedy" and steps < pairs:
+        raise ValueError(
+            f"train.schedule='greedy': {steps} steps (train.greedy_share={train.greedy_share} of "
+            f"all) are too few for the {pairs} pairs of layers, one step each at least"
+        )
 
 
 def count_steps(train: ml_collections.ConfigDict, training_images: int) -> int:
     """Steps of a whole training; the last, partial batch of an epoch is left out."""
     return training_images // train.batch * train.steps_per_batch * train.epochs
+
+
+def plan_phases(train: ml_collections.ConfigDict, depth: int, training_images: int) -> list[Phase]:
+    """The phases of a training: one, or with `schedule="greedy"` one for each pair of layers first.
+
+    The pairs share `greedy_share` of the steps evenly, outermost first ("the unsupervised greedy
+    training autoencoder", section III.1); the rest fine-tunes the whole net.
+    """
+    total = count_steps(train, training_images)
+    if train.schedule == "joint":
+        return [Phase(0, total, None)]
+    pairs = depth // 2 + 1
+    bounds = [int(total * train.greedy_share) * pair // pairs for pair in range(pairs + 1)]
+    phases = [Phase(*bounds[pair - 1 : pair + 1], pair) for pair in range(1, pairs + 1)]
+    return [*phases, Phase(bounds[-1], total, None)]
 
 
 def new_net(
@@ -163,8 +208,8 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def learning_rate(train: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
-    """Linear warm-up over `warmup_steps`, then constant or a cosine down to zero."""
-    warmup = min(train.warmup_steps, total_steps - 1)
+    """Linear warm-up over `warmup_steps` (half of all at most), then constant or a cosine to 0."""
+    warmup = min(train.warmup_steps, total_steps // 2)
     if train.lr_schedule == "constant":
         after = optax.constant_schedule(train.learning_rate)
     else:
@@ -216,6 +261,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     corruption: str = "none",
     corruption_amount: float = 0.0,
+    pair: int | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of SGD on the mean squared error (eq 4, 5).
 
@@ -227,9 +273,13 @@ def train_step(
         optimizer: as `state.opt_state` is of.
         corruption: what is done to the encoder's input; the target is the clean image.
         corruption_amount: see `corrupt`.
+        pair: train this pair of layers alone, on the maps that it reads; see
+            `Autoencoder.undo_pair`.
 
     Returns:
-        The state after the step, and {"loss", "grad_norm"} float32 [] before it.
+        The state after the step, and from before it the loss float32 [], the gradient's norm
+        float32 [], and its norm by parameter, in the order of `parameter_names`, float32 [P]:
+        {"loss", "grad_norm", "grad_norms"}.
     """
     target = net.standardise(images)
     noise_key = jax.random.fold_in(key, state.step)
@@ -238,14 +288,41 @@ def train_step(
     def loss_fn(params: nnx.State) -> tuple[jax.Array, nnx.State]:
         model = nnx.merge(net.graphdef, params, state.stats, copy=True)
         model.train()
-        loss = jnp.mean(jnp.square(model(source).astype(jnp.float32) - target))
-        return loss, nnx.state(model, nnx.BatchStat)
+        if pair is None:
+            output, wanted = model(source), target
+        else:
+            output, wanted = model.undo_pair(source, pair)
+            wanted = target if pair == 1 else jax.lax.stop_gradient(wanted)
+        error = output.astype(jnp.float32) - wanted.astype(jnp.float32)
+        return jnp.mean(jnp.square(error)), nnx.state(model, nnx.BatchStat)
 
     (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    if pair is not None:
+        grads = _of_pair(grads, pair, net)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    if pair is not None:  # weight decay would move the others as well
+        updates = _of_pair(updates, pair, net)
     params = optax.apply_updates(state.params, updates)
-    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+    layer_norms = jnp.stack([jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(grads)])
+    metrics = {"loss": loss, "grad_norm": jnp.linalg.norm(layer_norms), "grad_norms": layer_norms}
     return TrainState(state.step + 1, params, stats, opt_state), metrics
+
+
+def _of_pair(tree: nnx.State, pair: int, net: Net) -> nnx.State:
+    """Gradients or updates of one pair's parameters, zero for all others."""
+    prefixes = models.pair_parameters(pair, net.depth)
+    leaves, structure = jax.tree.flatten(tree)
+    kept = [
+        leaf if name.startswith(prefixes) else jnp.zeros_like(leaf)
+        for name, leaf in zip(parameter_names(tree), leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, kept)
+
+
+def parameter_names(params: nnx.State) -> list[str]:
+    """Dotted names of all parameters: `encoder.convs.0.conv.kernel`, ..."""
+    paths = [path for path, _ in nnx.to_flat_state(params)]
+    return [".".join(map(str, path)) for path in paths]
 
 
 def initial_state(net: Net, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -261,33 +338,46 @@ def initial_state(net: Net, optimizer: optax.GradientTransformation, mesh: Mesh)
 def compile_step(
     config: ml_collections.ConfigDict,
     net: Net,
-    optimizer: optax.GradientTransformation,
     state: TrainState,
+    phase: Phase,
     image_shape: tuple[int, int, int],
     mesh: Mesh,
+    together: int = 1,
 ) -> tuple[jax.stages.Compiled, float]:
     """Compile `train_step` ahead of time: the state donated, the batch split over the mesh.
+
+    Args:
+        config: the run's.
+        net: gives structure and standardisation.
+        state: of one net, or of `together` nets, stacked.
+        phase: of the training.
+        image_shape: (S, S, C).
+        mesh: devices to train on.
+        together: nets that are trained at once (`vmap`); state, images and key then have a leading
+            axis for them.
 
     Returns:
         step(state, images [B, S, S, C] uint8, key) and the seconds that compiling took.
     """
-    whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
-    jitted = jax.jit(
-        partial(
-            train_step,
-            net=net,
-            optimizer=optimizer,
-            corruption=config.train.corruption,
-            corruption_amount=config.train.corruption_amount,
-        ),
-        donate_argnums=0,
-        in_shardings=(whole, rows, whole),
-        out_shardings=(whole, whole),
+    step = partial(
+        train_step,
+        net=net,
+        optimizer=make_optimizer(config.train, phase.end - phase.start),
+        corruption=config.train.corruption,
+        corruption_amount=config.train.corruption_amount,
+        pair=phase.pair,
     )
-    batch = jax.ShapeDtypeStruct((config.train.batch, *image_shape), jnp.uint8)
-    key = jax.eval_shape(jax.random.key, 0)
+    batch_shape, keys = (config.train.batch, *image_shape), jax.random.key(0)
+    whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+    if together > 1:
+        step, rows = jax.vmap(step), sharding.by_columns(mesh)
+        batch_shape, keys = (together, *batch_shape), jnp.stack([keys] * together)
+    jitted = jax.jit(
+        step, donate_argnums=0, in_shardings=(whole, rows, whole), out_shardings=(whole, whole)
+    )
+    batch = jax.ShapeDtypeStruct(batch_shape, jnp.uint8)
     started = time.monotonic()
-    compiled = jitted.lower(state, batch, key).compile()
+    compiled = jitted.lower(state, batch, keys).compile()
     return compiled, time.monotonic() - started
 
 
@@ -296,9 +386,10 @@ def train(
 ) -> TrainResult:
     """Train for `config.train.epochs`, going on from the newest checkpoint if there is one.
 
-    Leaves in `directory`: `model.json`, `checkpoints/`, and `metrics.jsonl` with a line for every
-    `config.log.every_steps` steps. A checkpoint is saved only after the losses and gradient norms
-    of all its steps were seen finite.
+    Leaves in `directory`: `model.json`, `checkpoints/`, `metrics.jsonl` with a line for every
+    `config.log.every_steps` steps, and `gradients.jsonl` with gradient norms by parameter at the
+    start and after an epoch. A checkpoint is saved only after the losses and gradient norms of all
+    its steps were seen finite.
 
     Args:
         config: the run's; `seed`, `model`, `train`, `data.loader` and `log` are read.
@@ -311,83 +402,176 @@ def train(
         NonFiniteError: the loss or gradient became NaN or infinite.
         KeyboardInterrupt: by Ctrl-C, after saving a checkpoint.
     """
+    return train_together(config, images, mesh, {config.seed: directory})[0]
+
+
+def train_together(
+    config: ml_collections.ConfigDict,
+    images: np.ndarray,
+    mesh: Mesh,
+    directories: dict[int, Path],
+) -> list[TrainResult]:
+    """Train several seeds of a net at once, each as `train` would alone, in one step (`vmap`).
+
+    Args:
+        config: all of them have it, but for the seed.
+        images: as for `train`.
+        mesh: as for `train`.
+        directories: by seed. Their newest checkpoints must be of the same step.
+
+    Raises:
+        As `train`, and ValueError if their checkpoints are of different steps. If one becomes
+        non-finite all of them stop; those before have their checkpoints.
+    """
     validate(config, len(images), mesh.size)
-    batch = config.train.batch
-    total_steps = count_steps(config.train, len(images))
+    batch, together = config.train.batch, len(directories)
+    phases = plan_phases(config.train, config.model.depth, len(images))
+    total_steps = phases[-1].end
     image_shape = images.shape[1:]
     mean, std = channel_statistics(images)
-    net = new_net(config, image_shape, mean, std, mesh)
-    optimizer = make_optimizer(config.train, total_steps)
-    state = initial_state(net, optimizer, mesh)
-    write_json(
-        directory / MODEL_FILE,
-        {"image_shape": list(image_shape), "mean": mean.tolist(), "std": std.tolist()},
-    )
+    nets, states = [], []
+    for seed, directory in directories.items():
+        seeded = config.copy_and_resolve_references()
+        with seeded.unlocked():
+            seeded.seed = seed
+        nets.append(new_net(seeded, image_shape, mean, std, mesh))
+        states.append(initial_state(nets[-1], make_optimizer(config.train, total_steps), mesh))
+        write_json(
+            directory / MODEL_FILE,
+            {"image_shape": list(image_shape), "mean": mean.tolist(), "std": std.tolist()},
+        )
     step, info = 0, {"seconds": 0.0, "compile_seconds": 0.0}
 
-    with Checkpoints(directory / CHECKPOINTS) as checkpoints:
-        latest = checkpoints.latest_step()
+    with contextlib.ExitStack() as stack:
+        checkpoints = [
+            stack.enter_context(Checkpoints(directory / CHECKPOINTS))
+            for directory in directories.values()
+        ]
+        newest = {c.latest_step() for c in checkpoints}
+        if len(newest) > 1:
+            raise ValueError(f"checkpoints of steps {newest}: these seeds cannot go on together")
+        latest = newest.pop()
         if latest is not None:
-            state, info = checkpoints.restore(latest, like=state)
-            step = latest
+            pairs = zip(checkpoints, states, strict=True)
+            states, infos = zip(*(c.restore(latest, like=s) for c, s in pairs), strict=True)
+            step, info = latest, infos[0]
             say(f"train: going on from the checkpoint of step {step:,} of {total_steps:,}")
+
+        def results() -> list[TrainResult]:
+            return [
+                TrainResult(net._replace(params=own.params, stats=own.stats), total_steps, **info)
+                for net, own in zip(nets, _apart(state, together), strict=True)
+            ]
+
+        state = _joined(states, mesh)
         if step == total_steps:
-            net = net._replace(params=state.params, stats=state.stats)
-            return TrainResult(net, step, **info)
-        run_step, compile_seconds = compile_step(config, net, optimizer, state, image_shape, mesh)
-
-        order_key, noise_key = jax.random.split(jax.random.key(config.seed))
-        noise_key = jax.device_put(noise_key, sharding.replicated(mesh))
-        load = make_loader(config.data.loader, images, batch, order_key, mesh)
-        batches = _batches(
-            load, step, total_steps, len(images) // batch, config.train.steps_per_batch
+            return results()
+        keys = [jax.random.split(jax.random.key(seed)) for seed in directories]
+        noise_key = _joined([noise for _, noise in keys], mesh)
+        load = make_loader(config.data.loader, images, batch, [order for order, _ in keys], mesh)
+        per_epoch = len(images) // batch
+        batches = _batches(load, step, total_steps, per_epoch, config.train.steps_per_batch)
+        logs = [
+            stack.enter_context(
+                contextlib.closing(
+                    TrainingLog(
+                        directory / METRICS_FILE,
+                        resumed_at=step,
+                        every_steps=config.log.every_steps,
+                        batch=batch,
+                        learning_rate=_rate_of_step(config.train, phases),
+                        gradients=directory / GRADIENTS_FILE,
+                        # At the start and after an epoch: whether gradients vanish on their way.
+                        gradients_at=(1, min(total_steps // config.train.epochs + 1, total_steps)),
+                        parameters=parameter_names(states[0].params),
+                        tensorboard=directory / "tensorboard" if config.log.tensorboard else None,
+                        place=place if together > 1 else None,
+                    )
+                )
+            )
+            for place, directory in enumerate(directories.values())
+        ]
+        del states  # their buffers are donated
+        progress = stack.enter_context(
+            Progress("train", total_steps * batch * together, done=step * batch * together)
         )
-        log = TrainingLog(
-            directory / METRICS_FILE,
-            resumed_at=step,
-            every_steps=config.log.every_steps,
-            batch=batch,
-            learning_rate=learning_rate(config.train, total_steps),
-            tensorboard=directory / "tensorboard" if config.log.tensorboard else None,
-        )
-        progress = Progress("train", total_steps * batch, done=step * batch)
         estimate_at = step + STEPS_BEFORE_ESTIMATE
-        started = time.monotonic()
 
-        def times() -> dict[str, float]:
-            seconds = info["seconds"] + time.monotonic() - started
-            return {"seconds": seconds, "compile_seconds": compile_seconds}
+        def save() -> None:
+            for log in logs:
+                log.settle()
+            _check_finite(step, state)
+            for own, saved in zip(_apart(state, together), checkpoints, strict=True):
+                saved.save(step, own, info)
 
         try:
             with deferred_interrupt() as interrupted:
-                for images_of_step in batches:
-                    state, metrics = run_step(state, images_of_step, noise_key)
-                    step += 1
-                    log.add(step, metrics)
-                    progress.advance(batch, log.note)
-                    if step == estimate_at < total_steps:
-                        log.settle()
-                        say(_estimate(progress))
-                    at_end = step == total_steps
-                    if at_end or interrupted() or step % config.log.checkpoint_steps == 0:
-                        log.settle()
-                        _check_finite(step, state)
-                        checkpoints.save(step, state, times())
-                    if interrupted():
-                        raise KeyboardInterrupt(f"stopped at step {step:,}")
-                log.finish()
+                for phase in (p for p in phases if step < p.end):
+                    if step == phase.start:
+                        optimizer = make_optimizer(config.train, phase.end - phase.start)
+                        state = _with_new_optimiser(state, optimizer, together, mesh)
+                    run_step, compile_seconds = compile_step(
+                        config, nets[0], state, phase, image_shape, mesh, together
+                    )
+                    info["compile_seconds"] += compile_seconds
+                    before, started = info["seconds"], time.monotonic()
+                    for images_of_step in itertools.islice(batches, phase.end - step):
+                        state, metrics = run_step(state, images_of_step, noise_key)
+                        step += 1
+                        for log in logs:
+                            log.add(step, metrics)
+                        progress.advance(batch * together, logs[0].note)
+                        if step == estimate_at < total_steps:
+                            logs[0].settle()
+                            say(_estimate(progress))
+                        at_end = step in (phase.end, total_steps)
+                        if at_end:
+                            jax.block_until_ready(state)
+                        info["seconds"] = before + (time.monotonic() - started) / together
+                        due = step % config.log.checkpoint_steps == 0 or step == total_steps
+                        if due or interrupted():
+                            save()
+                        if interrupted():
+                            raise KeyboardInterrupt(f"stopped at step {step:,}")
+                for log in logs:
+                    log.finish()
         except NonFiniteError as error:
-            good = checkpoints.latest_step()
+            good = checkpoints[0].latest_step()
             kept = f"the checkpoint of step {good:,} is good" if good else "no checkpoint was made"
             raise NonFiniteError(
                 f"training stopped at {error}; {kept}. A lower train.learning_rate or a "
                 "train.clip_norm may help (in another --workdir, or with --overwrite)."
             ) from None
-        finally:
-            log.close()
-            progress.close()
-    net = net._replace(params=state.params, stats=state.stats)
-    return TrainResult(net, total_steps, **times())
+        return results()
+
+
+def _joined(trees: Sequence[Any], mesh: Mesh) -> Any:
+    """Pytrees of several nets as one with a leading axis; the only one as it is."""
+    if len(trees) == 1:
+        return jax.device_put(trees[0], sharding.replicated(mesh))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    return jax.device_put(stacked, sharding.replicated(mesh))
+
+
+def _apart(tree: Any, count: int) -> list[Any]:
+    """The inverse of `_joined`."""
+    if count == 1:
+        return [tree]
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
+
+
+def _with_new_optimiser(
+    state: TrainState, optimizer: optax.GradientTransformation, together: int, mesh: Mesh
+) -> TrainState:
+    """The state at a phase's start: no momentum of other objectives, the schedule anew."""
+    fresh = [optimizer.init(own.params) for own in _apart(state, together)]
+    return state._replace(opt_state=_joined(fresh, mesh))
+
+
+def _rate_of_step(train: ml_collections.ConfigDict, phases: list[Phase]) -> optax.Schedule:
+    """The learning rate by step of the whole training, for the log."""
+    schedules = [learning_rate(train, phase.end - phase.start) for phase in phases]
+    return optax.join_schedules(schedules, [phase.start for phase in phases[1:]])
 
 
 def _check_finite(step: int, state: TrainState) -> None:

@@ -1,9 +1,11 @@
-"""What training says of itself: `metrics.jsonl`, TensorBoard, and the check that all is finite."""
+"""What training says of itself: `metrics.jsonl`, `gradients.jsonl`, TensorBoard, and the check that
+all is finite."""
 
 import json
 import math
 import time
 from pathlib import Path
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -24,7 +26,12 @@ class TrainingLog:
         every_steps: a line holds the means over the steps since the line before.
         batch: images in a step.
         learning_rate: by step.
+        gradients: the `gradients.jsonl`, for the gradient's norm by parameter.
+        gradients_at: steps that get a line in it.
+        parameters: their names.
         tensorboard: a folder to write TensorBoard events to as well.
+        place: of this net, where metrics are of several nets trained together and have a leading
+            axis; None for one net.
     """
 
     def __init__(
@@ -35,17 +42,22 @@ class TrainingLog:
         every_steps: int,
         batch: int,
         learning_rate: optax.Schedule,
+        gradients: Path,
+        gradients_at: tuple[int, ...],
+        parameters: list[str],
         tensorboard: Path | None = None,
+        place: int | None = None,
     ):
+        self._place = place
         self.every_steps, self.batch, self.learning_rate = every_steps, batch, learning_rate
         self.note = ""  # the newest loss, for the progress bar
         self._pending: list[tuple[int, dict[str, jax.Array], float]] = []
         self._window: list[tuple[float, float]] = []
         self._window_started = time.monotonic()
         self._last = (resumed_at, self._window_started)  # step, and when it was dispatched
-        kept = [line for line in read_metrics(path) if line["step"] <= resumed_at]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._file = path.open("a")
+        self._file = _reopen(path, resumed_at)
+        self._gradients_file = _reopen(gradients, resumed_at)
+        self._gradients_at, self._parameters = gradients_at, parameters
         self._tensorboard = None
         if tensorboard is not None:
             from tensorboardX import SummaryWriter
@@ -68,11 +80,16 @@ class TrainingLog:
         self._pending = self._pending[len(ready) :]
         fetched = jax.device_get([metrics for _, metrics, _ in ready])
         for (step, _, ended), values in zip(ready, fetched, strict=True):
+            if self._place is not None:
+                values = {key: value[self._place] for key, value in values.items()}
             loss, grad_norm = float(values["loss"]), float(values["grad_norm"])
             if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                 raise NonFiniteError(f"step {step:,}: loss {loss}, gradient norm {grad_norm}")
             self._window.append((loss, grad_norm))
             self._last = step, ended
+            if step in self._gradients_at:
+                norms = dict(zip(self._parameters, map(float, values["grad_norms"]), strict=True))
+                _append(self._gradients_file, {"step": step, "norms": norms})
             if step % self.every_steps == 0:
                 self._write()
 
@@ -84,6 +101,7 @@ class TrainingLog:
 
     def close(self) -> None:
         self._file.close()
+        self._gradients_file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
 
@@ -100,16 +118,27 @@ class TrainingLog:
         }
         self.note = f"loss {line['loss']:.4f}"
         self._window, self._window_started = [], ended
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        _append(self._file, line)
         if self._tensorboard is not None:
             for name, value in line.items():
                 if name != "step":
                     self._tensorboard.add_scalar(name, value, step)
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`; a last line cut short by a crash is left out."""
+def _reopen(path: Path, resumed_at: int) -> TextIO:
+    """Open to append, without the lines of steps that are done again."""
+    kept = [line for line in read_metrics(path) if line["step"] <= resumed_at]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return path.open("a")
+
+
+def _append(file: TextIO, line: dict[str, Any]) -> None:
+    file.write(json.dumps(line) + "\n")
+    file.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl` or `gradients.jsonl`; one cut short by a crash is left out."""
     lines = []
     if path.exists():
         for text in path.read_text().splitlines():

@@ -18,6 +18,7 @@ from air_jax.files import write_json
 CONFIG_FILE = "config.json"
 MODEL_FILE = "model.json"
 METRICS_FILE = "metrics.jsonl"
+GRADIENTS_FILE = "gradients.jsonl"
 CHECKPOINTS = "checkpoints"
 CODES_FILE = "codes.npz"
 RECONSTRUCTIONS_FILE = "reconstructions.npz"

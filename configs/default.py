@@ -16,6 +16,11 @@ def get_config() -> ml_collections.ConfigDict:
     data.split = "paper"
     data.split_seed = 0
     data.queries_per_class = 100
+    # For small machines: whole pixels averaged down to this side, and only so many random images
+    # of each class kept on either side of the split; 0 = all.
+    data.size = 0
+    data.keep_database_per_class = 0
+    data.keep_queries_per_class = 0
     data.train_images = 0  # train on so many of the database's images; 0 = all of them
     data.loader = "auto"  # resident, tfdata, host; auto = resident where it fits
 
@@ -25,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.kernel = 3  # likewise
     model.code_dim = 128
     model.pool = True
+    model.pools = 3  # how often at most: 32x32 maps become 4x4
     model.skip = "asymmetric"  # none, symmetric, asymmetric
     # Where asymmetric shortcuts land. "both" lets the decoder see the image around the code.
     model.skip_into = "encoder"
@@ -37,6 +43,10 @@ def get_config() -> ml_collections.ConfigDict:
     # steps_per_batch = 20.
     train.epochs = 20
     train.steps_per_batch = 1
+    # "the unsupervised greedy training autoencoder": joint trains all layers at once; greedy first
+    # trains pairs of convolution and deconvolution, outermost first, for a share of the steps.
+    train.schedule = "joint"  # joint, greedy
+    train.greedy_share = 0.5
     train.batch = 160  # "a minimum of 150 samples"; 160 divides over 2, 4, 8, 16, 32 devices
     train.learning_rate = 0.05
     train.lr_schedule = "cosine"  # constant, cosine
@@ -52,7 +62,7 @@ def get_config() -> ml_collections.ConfigDict:
     encode.batch = 512
 
     config.retrieval = retrieval = ml_collections.ConfigDict()
-    retrieval.baselines = ("random", "pixels", "pca", "untrained")
+    retrieval.baselines = ("random", "pixels", "pca", "kmeans", "untrained")
 
     config.feedback = feedback = ml_collections.ConfigDict()
     feedback.learners = ("none", "svc", "svc_linear", "svc_pseudo", "rocchio")

@@ -18,7 +18,7 @@ def first_pixels(batches):
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_every_loader_gives_the_order_of_the_key(kind, mesh4):
-    load = make_loader(kind, IMAGES, 8, KEY, mesh4)
+    load = make_loader(kind, IMAGES, 8, [KEY], mesh4)
     for epoch in (0, 1):
         order = input_pipeline.epoch_order(KEY, epoch, 50)
         expected = order[:48].reshape(6, 8).tolist()
@@ -27,13 +27,13 @@ def test_every_loader_gives_the_order_of_the_key(kind, mesh4):
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_every_loader_can_start_in_the_middle_of_an_epoch(kind, mesh):
-    load = make_loader(kind, IMAGES, 8, KEY, mesh)
+    load = make_loader(kind, IMAGES, 8, [KEY], mesh)
     assert first_pixels(load(2, 4)) == first_pixels(load(2, 0))[4:]
 
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_batches_are_uint8_split_over_the_mesh(kind, mesh4):
-    batch = next(iter(make_loader(kind, IMAGES, 8, KEY, mesh4)(0, 0)))
+    batch = next(iter(make_loader(kind, IMAGES, 8, [KEY], mesh4)(0, 0)))
     assert batch.dtype == np.uint8
     assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 4, 4, 1)}
     assert len(batch.addressable_shards) == 4
@@ -48,7 +48,7 @@ def test_an_epochs_order_is_a_permutation_and_differs_from_the_next():
 
 def test_unknown_loader_is_an_error_that_names_it(mesh):
     with pytest.raises(ValueError, match="data.loader='grain'"):
-        make_loader("grain", IMAGES, 8, KEY, mesh)
+        make_loader("grain", IMAGES, 8, [KEY], mesh)
 
 
 def test_prefetch_keeps_order_and_runs_ahead_by_no_more_than_asked(mesh):
@@ -63,3 +63,14 @@ def test_prefetch_keeps_order_and_runs_ahead_by_no_more_than_asked(mesh):
     assert int(next(batches)[0]) == 0
     assert taken == [0, 1, 2]
     assert [int(batch[0]) for batch in batches] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("kind", LOADERS)
+def test_several_keys_give_every_net_the_batches_of_its_own_key(kind, mesh4):
+    keys = [jax.random.key(seed) for seed in (3, 4)]
+    alone = [list(make_loader(kind, IMAGES, 8, [key], mesh4)(1, 2)) for key in keys]
+    together = list(make_loader(kind, IMAGES, 8, keys, mesh4)(1, 2))
+    assert len(together) == len(alone[0])
+    for both, *each in zip(together, *alone, strict=True):
+        assert both.shape == (2, 8, 4, 4, 1)
+        np.testing.assert_array_equal(both, np.stack(each))

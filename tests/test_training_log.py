@@ -11,12 +11,21 @@ from air_jax.training_log import NonFiniteError, TrainingLog, read_metrics
 
 def make_log(path, resumed_at=0, **kwargs):
     return TrainingLog(
-        path, resumed_at=resumed_at, every_steps=3, batch=10, learning_rate=lambda s: 0.1, **kwargs
+        path,
+        resumed_at=resumed_at,
+        every_steps=3,
+        batch=10,
+        learning_rate=lambda s: 0.1,
+        gradients=path.with_name("gradients.jsonl"),
+        gradients_at=(1, 4),
+        parameters=["kernel", "bias"],
+        **kwargs,
     )
 
 
 def metrics(loss, grad_norm=1.0):
-    return {"loss": jnp.float32(loss), "grad_norm": jnp.float32(grad_norm)}
+    norms = jnp.array([grad_norm, 0.0], jnp.float32)
+    return {"loss": jnp.float32(loss), "grad_norm": norms[0], "grad_norms": norms}
 
 
 def test_a_line_holds_the_means_over_its_window(tmp_path):

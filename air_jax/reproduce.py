@@ -1,0 +1,85 @@
+"""The paper's figures: `python -m air_jax.reproduce --config=configs/figure3.py`.
+
+Trains and evaluates the nets of a sweep, and writes `<figure>.json`, `<figure>.png` and
+`claims.md`: which of the paper's claims hold.
+"""
+
+from pathlib import Path
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+from air_jax import command, paper_report, plan, sweep
+from air_jax.progress import say
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file with a sweep; its keys can be changed by --config.KEY=VALUE."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the sweep. Default: runs/<sweep.name of the config>."
+)
+_ONLY = flags.DEFINE_list(
+    "only", [], "Do only members whose names begin so, comma-separated: depth40/asymmetric"
+)
+_SMOKE = flags.DEFINE_boolean(
+    "smoke", False, "A size that shows in minutes that everything works, and decides nothing."
+)
+_DRY_RUN = flags.DEFINE_boolean(
+    "dry_run", False, "Say what is done, what is left and how long it takes; change nothing."
+)
+flags.DEFINE_alias("dry-run", "dry_run")
+
+# One seed of each net, a few steps on few small images: no claim can be decided.
+_SMOKE_SIZE = {
+    "data": {"size": 16, "keep_database_per_class": 10, "keep_queries_per_class": 2},
+    "model": {"width": 8, "pools": 2},
+    "train": {"epochs": 2, "dtype": "float32", "warmup_steps": 2},
+    "feedback": {"queries": 100},
+    "sweep": {"seeds": (0,)},
+}
+SOME_MEMBERS_FAILED = 1
+
+
+def main(argv: list[str]) -> int:
+    config = _CONFIG.value
+    if "sweep" not in config:
+        command.fail(
+            "this config is no sweep: python -m air_jax.main; or --config=configs/figure3.py"
+        )
+    if _SMOKE.value:
+        config.update(_SMOKE_SIZE)
+        config.sweep.name += "_smoke"
+    path = Path("runs") / config.sweep.name if _WORKDIR.value is None else Path(_WORKDIR.value)
+    failed: list[str] = []
+    status = command.guard(lambda: failed.extend(_run(config, path)), path)
+    return status or (SOME_MEMBERS_FAILED if failed else 0)
+
+
+def _run(config: ml_collections.ConfigDict, path: Path) -> list[str]:
+    """Returns the names of the members that failed."""
+    job = plan.load(config)
+    figure = paper_report.FIGURES.get(config.sweep.figure)
+    if figure is None:
+        known = ", ".join(paper_report.FIGURES)
+        raise ValueError(f"sweep.figure={config.sweep.figure!r}: expected one of {known}")
+    members = sweep.make_members(job, path)
+    chosen = sweep.select(members, _ONLY.value)
+    if _DRY_RUN.value:
+        print(sweep.describe(chosen, figure.stages))
+        return []
+    path.mkdir(parents=True, exist_ok=True)
+    command.keep_compilations()
+    failed = sweep.run(chosen, figure.stages)
+    baselines = sweep.baselines_ap(job, path)
+    say("")
+    for name in paper_report.write(job, members, baselines, path):
+        say(f"{path / name}")
+    say("\n" + (path / paper_report.CLAIMS_FILE).read_text())
+    for name in failed:
+        say(f"failed: {name} ({sweep.error_of(next(m for m in members if m.name == name))})")
+    return failed
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,190 @@
+"""A sweep: the same stages for many nets and seeds, each member in a work directory of its own.
+
+`config.sweep.nets` names the nets and what each changes in the config; every seed of every net is a
+member, `<net>/seed<n>`. What is done is not done again, and a member that fails is reported while
+the others go on.
+"""
+
+import contextlib
+import copy
+import json
+import time
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+
+from air_jax import models, pipeline, plan, train
+from air_jax.baselines import WITHOUT_NET
+from air_jax.files import read_npz, write_json, write_npz
+from air_jax.plan import Job
+from air_jax.progress import duration, say
+from air_jax.workdir import WorkDir, hash_of, stage_keys
+
+MEMBERS_FOLDER = "members"
+ERROR_FILE = "error.json"
+BASELINES_FILE = "baselines.npz"
+
+
+class Member(NamedTuple):
+    """One net with one seed.
+
+    Attributes:
+        net: its name in `config.sweep.nets`.
+        seed: of initialisation and order.
+        job: its own config on the sweep's data.
+        workdir: its own.
+    """
+
+    net: str
+    seed: int
+    job: Job
+    workdir: WorkDir
+
+    @property
+    def name(self) -> str:
+        return f"{self.net}/seed{self.seed}"
+
+    def left_to_do(self, stages: tuple[str, ...]) -> list[str]:
+        """The stages that are not done, or no longer current."""
+        return [stage for stage in stages if self.workdir.why_redo(stage)]
+
+    def work(self) -> float:
+        """Multiplications of its training, about: what the time it takes goes with."""
+        images = len(self.job.training_positions())
+        config = self.job.config
+        steps = train.count_steps(config.train, images)
+        shape = self.job.dataset.images.shape[1:]
+        return (
+            steps * config.train.batch * models.multiplications(**config.model, image_shape=shape)
+        )
+
+
+def make_members(job: Job, folder: Path) -> list[Member]:
+    """All members of `job.config.sweep`, the first seed of every net first, checked.
+
+    Raises:
+        ValueError: a net's config cannot work, or its folder holds another training.
+    """
+    config = job.config
+    fingerprint = job.dataset.fingerprint()
+    made = []
+    for seed in config.sweep.seeds:
+        for net, changes in config.sweep.nets.items():
+            own = ml_collections.ConfigDict(copy.deepcopy(config.to_dict()))
+            del own.sweep
+            own.lock()
+            try:
+                own.update(changes.to_dict())
+                own.seed = seed
+                member_job = Job(own, job.dataset, job.database, job.queries, job.mesh)
+                plan.check(member_job)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"sweep.nets: {net!r}: {error}") from error
+            path = folder / MEMBERS_FOLDER / net / f"seed{seed}"
+            workdir = WorkDir(path, own, fingerprint)
+            workdir.check()
+            made.append(Member(net, seed, member_job, workdir))
+    return made
+
+
+def select(members: list[Member], only: list[str]) -> list[Member]:
+    """The members whose names begin with one of `only`; all if it is empty.
+
+    Raises:
+        ValueError: one of them begins no name.
+    """
+    for start in only:
+        if not any(member.name.startswith(start) for member in members):
+            nets = dict.fromkeys(member.net for member in members)
+            raise ValueError(f"--only={start}: no member's name begins so; nets: {', '.join(nets)}")
+    return [m for m in members if not only or m.name.startswith(tuple(only))]
+
+
+def run(members: list[Member], stages: tuple[str, ...]) -> list[str]:
+    """Do the stages of every member that are not done yet.
+
+    Returns:
+        The names of the members that failed; why is in each one's `error.json`.
+
+    Raises:
+        KeyboardInterrupt: stopped; the same call goes on.
+        OSError: the disk is full, or the like: no other member would fare better.
+    """
+    waiting = [member for member in members if member.left_to_do(stages)]
+    say(f"{len(members)} members, {len(members) - len(waiting)} done before")
+    total = sum(member.work() for member in waiting)
+    done, failed = 0.0, []
+    started = time.monotonic()
+    for number, member in enumerate(waiting, start=1):
+        say(f"\n[{number}/{len(waiting)}] {member.name}")
+        error_file = member.workdir / ERROR_FILE
+        try:
+            member.workdir.create()
+            for stage in stages:
+                pipeline.do_stage(stage, member.job, member.workdir)
+            error_file.unlink(missing_ok=True)
+        except OSError:
+            raise
+        except Exception as error:  # whatever it is, the other members go on
+            text = f"{type(error).__name__}: {error}"
+            write_json(error_file, {"error": text, "traceback": traceback.format_exc()})
+            say(f"{member.name} failed ({text}); the others go on")
+            failed.append(member.name)
+        done += member.work()
+        elapsed = time.monotonic() - started
+        if number < len(waiting):
+            left = duration(elapsed / done * (total - done))
+            say(f"{number} of {len(waiting)} in {duration(elapsed)}, about {left} left")
+    return failed
+
+
+def error_of(member: Member) -> str | None:
+    """Why a member failed when it was last tried; None if it did not."""
+    try:
+        return json.loads((member.workdir / ERROR_FILE).read_text())["error"]
+    except FileNotFoundError:
+        return None
+
+
+def baselines_ap(job: Job, folder: Path) -> dict[str, np.ndarray]:
+    """Average precision [Q] by codes that need no net, made once for the sweep, by name.
+
+    Args:
+        job: the sweep's.
+        folder: where they are kept.
+    """
+    held: dict[str, np.ndarray] = {}
+    data = {k: v for k, v in stage_keys(job.config, "train").items() if k.startswith("data.")}
+    made_from = hash_of([job.dataset.fingerprint(), data, job.config.model.code_dim])
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged file is made again
+        held = read_npz(folder / BASELINES_FILE, ("made_from",))
+    if str(held.get("made_from")) != made_from:
+        held = {"made_from": np.array(made_from)}
+    for name in WITHOUT_NET:
+        if name not in held:
+            held[name] = pipeline.baseline_ap(name, job)
+            write_npz(folder / BASELINES_FILE, **held)
+    return {name: held[name] for name in WITHOUT_NET}
+
+
+def describe(members: list[Member], stages: tuple[str, ...]) -> str:
+    """What is done, what is left, and about how long it takes, in lines for a terminal."""
+    lines, seconds, work, left = [], 0.0, 0.0, 0.0
+    for member in members:
+        to_do = member.left_to_do(stages)
+        trained = member.workdir.result("train")
+        if trained:
+            seconds, work = seconds + trained["seconds"], work + member.work()
+        if "train" in to_do:
+            left += member.work()
+        error = error_of(member)
+        state = "to do: " + ", ".join(to_do) if to_do else "done"
+        lines.append(f"{member.name:<44}{state}{f' (failed: {error})' if error else ''}")
+    waiting = sum("to do" in line for line in lines)
+    lines.append(f"{len(members)} members, {waiting} to do")
+    if work and left:
+        lines.append(f"training them takes about {duration(seconds / work * left)}, by those done")
+    return "\n".join(lines)
