@@ -1,6 +1,8 @@
-"""`claims.md`: what the paper claims, what was measured, on what."""
+"""Pages in markdown: `claims.md`, what the paper claims and what was measured; `choices.md`."""
 
 from typing import Any
+
+DETAILS = "### Every interval"  # what follows it is too long for a terminal
 
 _SIGNS = {"holds": "**holds**", "does not hold": "**does not hold**", "undecided": "undecided"}
 
@@ -25,15 +27,49 @@ def page(figures: list[dict[str, Any]]) -> str:
     ]
     for figure in figures:
         parts += _section(figure)
+    parts.append(DETAILS)
+    for figure in figures:
+        for claim in figure["claims"]:
+            parts += _comparisons(claim)
+    return "\n\n".join(parts) + "\n"
+
+
+def choices_page(found: dict[str, Any]) -> str:
+    """`choices.md`, from the contents of `choices.json`."""
+    rows = [
+        (
+            row["net"],
+            row["metric"],
+            f"{row['map']:.4f}",
+            _signed(row["comparison"]["difference"]),
+            _interval(row["comparison"]["ci95"]),
+            f"{row['loss']:.3f}",
+            f"{row['code_shuffled_loss']:.3f}",
+            str(row["seeds"]),
+        )
+        for row in found["choices"]
+    ]
+    heads = ("net", "metric", "mAP", "minus its base by L2", "95 %, paired", "loss")
+    parts = ["# What the code should be", *_what(found)]
+    parts.append(_table((*heads, "others' codes", "seeds"), rows))
     return "\n\n".join(parts) + "\n"
 
 
 def _section(figure: dict[str, Any]) -> list[str]:
+    parts = [f"## Figure {figure['figure'].removeprefix('figure')}", *_what(figure)]
+    if "nets" in figure:
+        parts.append(net_table(figure))
+    if "methods" in figure:
+        parts.append(method_table(figure))
+    return parts
+
+
+def _what(figure: dict[str, Any]) -> list[str]:
+    """What was run on what, the baselines, and the members that are missing."""
     members = figure["members"]
     missing = [member for member in members if member["map"] is None]
     dataset, environment = figure["dataset"], figure["environment"]
     parts = [
-        f"## {figure['figure'].capitalize().replace('e3', 'e 3').replace('e4', 'e 4')}",
         f"{dataset['name']} ({dataset['split']} split) at {dataset['image_side']}x"
         f"{dataset['image_side']} pixels: {dataset['training_images']:,} training images, "
         f"{dataset['queries']:,} queries in {dataset['database']:,}. Width {figure['width']}, "
@@ -41,33 +77,30 @@ def _section(figure: dict[str, Any]) -> list[str]:
         f"{environment['devices']} x {environment['device']} ({environment['system']}, "
         f"{environment['processors']} processors), JAX {environment['packages'].get('jax')}, "
         f"commit {(figure['commit'] or 'unknown')[:12]}. {len(members) - len(missing)} of "
-        f"{len(members)} members are done.",
+        f"{len(members)} members are done."
     ]
     baselines = ", ".join(f"{name} {b['map']:.4f}" for name, b in figure["baselines"].items())
     parts.append(f"Codes without a net: {baselines}.")
     if missing:
         lines = (f"- {member['name']}: {member['map_reason']}" for member in missing)
         parts.append("Not done:\n\n" + "\n".join(lines))
-    if "nets" in figure:
-        parts.append(net_table(figure))
-    if "methods" in figure:
-        parts.append(method_table(figure))
-    parts.append("### Every interval")
-    for claim in figure["claims"]:
-        rows = [
-            (
-                c["what"],
-                _signed(c["difference"]),
-                _interval(c["ci95"]),
-                ", ".join(map(_signed, c["by_seed"])),
-            )
-            for c in claim["comparisons"]
-        ]
-        parts += [
-            f"**({claim['claim']})** {claim['statement']}: {claim['verdict']}",
-            _table(("difference of mAP", "pooled", "95 %", "by seed"), rows),
-        ]
     return parts
+
+
+def _comparisons(claim: dict[str, Any]) -> list[str]:
+    rows = [
+        (
+            c["what"],
+            _signed(c["difference"]),
+            _interval(c["ci95"]),
+            ", ".join(map(_signed, c["by_seed"])),
+        )
+        for c in claim["comparisons"]
+    ]
+    return [
+        f"**({claim['claim']})** {claim['statement']}: {claim['verdict']}",
+        _table(("difference of mAP", "pooled", "95 %", "by seed"), rows),
+    ]
 
 
 def net_table(figure: dict[str, Any]) -> str:

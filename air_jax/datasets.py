@@ -16,7 +16,7 @@ from air_jax.input_pipeline import import_tensorflow
 from air_jax.progress import say
 
 NAMES = ("cifar100", "digits", "arrays")
-SPLITS = ("paper", "official")
+SPLITS = ("paper", "official", "validation")
 
 _CIFAR100_VERSION = "3.0.2"
 _CIFAR100_SHAPES = {
@@ -86,7 +86,8 @@ def split(
     Args:
         dataset: what to divide.
         method: "paper": `queries_per_class` random images of each class are queries (section
-            IV.1); "official": the data set's own test part is.
+            IV.1); "official": the data set's own test part is; "validation": `queries_per_class`
+            random images of each class of what "official" leaves as database, to choose by.
         seed: of the paper's random choice.
         queries_per_class: of the paper's random choice.
 
@@ -96,41 +97,45 @@ def split(
     Raises:
         ValueError: unknown method, no official split, or a class with too few images.
     """
+    if method not in SPLITS:
+        raise ValueError(f"data.split={method!r}: expected one of {', '.join(SPLITS)}")
+    if method != "paper" and dataset.official_queries is None:
+        raise ValueError(
+            f"data.split={method!r}: {dataset.name} has no test part of its own; "
+            "use data.split='paper'"
+        )
+    candidates = np.arange(len(dataset.labels))
     if method == "official":
-        if dataset.official_queries is None:
-            raise ValueError(
-                f"data.split='official': {dataset.name} has no test part of its own; "
-                "use data.split='paper'"
-            )
         is_query = dataset.official_queries
         if is_query.all() or not is_query.any():
             raise ValueError(
                 f"data.split='official': {dataset.name} marks {is_query.sum()} of "
                 f"{len(is_query)} images as queries; both parts need some"
             )
-    elif method == "paper":
+    else:
+        if method == "validation":
+            candidates = np.flatnonzero(~dataset.official_queries)
         if queries_per_class < 1:
             raise ValueError(f"data.queries_per_class={queries_per_class}: expected at least 1")
         rng = np.random.default_rng(seed)
         is_query = np.zeros(len(dataset.labels), bool)
         for label, class_name in enumerate(dataset.class_names):
-            members = np.flatnonzero(dataset.labels == label)
+            members = candidates[dataset.labels[candidates] == label]
             if len(members) <= queries_per_class:
                 raise ValueError(
-                    f"class {class_name!r} has {len(members)} images: the 'paper' split takes "
+                    f"class {class_name!r} has {len(members)} images: the {method!r} split takes "
                     f"{queries_per_class} of each class as queries and needs some for the "
                     "database as well; lower data.queries_per_class"
                 )
             is_query[rng.choice(members, queries_per_class, replace=False)] = True
-    else:
-        raise ValueError(f"data.split={method!r}: expected one of {', '.join(SPLITS)}")
-    orphans = np.setdiff1d(dataset.labels[is_query], dataset.labels[~is_query])
+    is_database = ~is_query & np.isin(np.arange(len(is_query)), candidates)
+    orphans = np.setdiff1d(dataset.labels[is_query], dataset.labels[is_database])
     if len(orphans):
         raise ValueError(
             f"class {dataset.class_names[orphans[0]]!r} has queries but no image of that class in "
             "the database: nothing would be relevant to them"
         )
-    return np.flatnonzero(~is_query), np.flatnonzero(is_query)
+    return np.flatnonzero(is_database), np.flatnonzero(is_query)
 
 
 def shrink(dataset: Dataset, size: int) -> Dataset:

@@ -1,4 +1,4 @@
-"""Pictures of the paper's figures: first retrieval, loss curves, gradients, feedback."""
+"""Pictures of sweeps: first retrieval, loss curves, gradients, feedback, choices."""
 
 from pathlib import Path
 from typing import Any
@@ -187,6 +187,37 @@ def feedback(path: Path, methods: list[dict[str, Any]]) -> None:
     for row in panels:
         row[0].set_ylabel("mAP")
     figure.tight_layout()
+    save(figure, path)
+
+
+def choices(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Differences of mAP to each net's base, with paired 95 % intervals.
+
+    Args:
+        path: of the PNG.
+        rows: the choices of `choices.json`.
+    """
+    nets = list(dict.fromkeys(row["net"] for row in rows))
+    figure, axes = plt.subplots(figsize=(7, 0.32 * len(nets) + 1.2))
+    for metric, colour, apart in (("L2", "C0", -0.12), ("standardised", "C1", 0.12)):
+        own = [r for r in rows if r["metric"] == metric and r["comparison"]["ci95"] is not None]
+        differences = [r["comparison"]["difference"] for r in own]
+        spread = [_spread(r["comparison"]["difference"], r["comparison"]["ci95"]) for r in own]
+        axes.errorbar(
+            differences,
+            [nets.index(r["net"]) + apart for r in own],
+            xerr=np.hstack(spread) if spread else None,
+            fmt="o",
+            ms=4,
+            capsize=2,
+            color=colour,
+            label=metric,
+        )
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set(yticks=range(len(nets)), yticklabels=nets, xlabel="mAP minus the base's, by L2")
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3, axis="x")
+    axes.legend(fontsize=8)
     save(figure, path)
 
 

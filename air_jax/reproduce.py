@@ -10,7 +10,8 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from air_jax import command, paper_report, plan, sweep
+from air_jax import choices, command, figure3, figure4, plan, sweep, sweep_report
+from air_jax.claims_page import DETAILS
 from air_jax.progress import say
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -39,6 +40,7 @@ _SMOKE_SIZE = {
     "sweep": {"seeds": (0,)},
 }
 SOME_MEMBERS_FAILED = 1
+FIGURES = {"figure3": figure3.FIGURE, "figure4": figure4.FIGURE, "choices": choices.FIGURE}
 
 
 def main(argv: list[str]) -> int:
@@ -59,9 +61,9 @@ def main(argv: list[str]) -> int:
 def _run(config: ml_collections.ConfigDict, path: Path) -> list[str]:
     """Returns the names of the members that failed."""
     job = plan.load(config)
-    figure = paper_report.FIGURES.get(config.sweep.figure)
+    figure = FIGURES.get(config.sweep.figure)
     if figure is None:
-        known = ", ".join(paper_report.FIGURES)
+        known = ", ".join(FIGURES)
         raise ValueError(f"sweep.figure={config.sweep.figure!r}: expected one of {known}")
     members = sweep.make_members(job, path)
     chosen = sweep.select(members, _ONLY.value)
@@ -72,10 +74,10 @@ def _run(config: ml_collections.ConfigDict, path: Path) -> list[str]:
     command.keep_compilations()
     failed = sweep.run(chosen, figure.stages)
     baselines = sweep.baselines_ap(job, path)
-    say("")
-    for name in paper_report.write(job, members, baselines, path):
-        say(f"{path / name}")
-    say("\n" + (path / paper_report.CLAIMS_FILE).read_text())
+    written = sweep_report.write(figure, job, members, baselines, path)
+    summary = (path / written[-1]).read_text().partition(DETAILS)[0].strip()
+    say(f"\n{summary}\n")
+    say(", ".join(str(path / name) for name in written))
     for name in failed:
         say(f"failed: {name} ({sweep.error_of(next(m for m in members if m.name == name))})")
     return failed

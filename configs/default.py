@@ -13,6 +13,7 @@ def get_config() -> ml_collections.ConfigDict:
     data.dir = ""  # cifar100: folder of tensorflow_datasets; arrays: the .npz file
     # Section IV.1: 100 random images of each class are queries ("paper"). "official" takes the
     # data set's test part. Both leave 50,000 of CIFAR-100 as database and training set.
+    # "validation" draws queries as "paper" does, but from what "official" leaves: to choose by.
     data.split = "paper"
     data.split_seed = 0
     data.queries_per_class = 100

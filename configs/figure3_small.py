@@ -8,9 +8,6 @@ official split. Two poolings where the paper's size has three: maps end at 4x4 i
 
 from air_jax.configs import figure3
 
-# Searched by the loss on images of the database that were held out, 120 steps, one seed.
-RATES = figure3.RATES
-
 
 def get_config():
     config = figure3.get_config()
@@ -27,5 +24,4 @@ def get_config():
     config.log.every_steps = 5
     config.feedback.queries = 500
     config.sweep.name = "reproduction_small"
-    config.sweep.nets = figure3.nets(RATES)
     return config

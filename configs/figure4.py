@@ -13,31 +13,20 @@ from air_jax.configs import figure3
 AIR, EDSSCIR, SSCAIR = "depth40/asymmetric-pool", "depth40/edsscir", "depth10/classic"
 
 
-def edsscir(rate: float) -> dict:
-    """What RED-Net changes in the config."""
-    return {
-        "model": {"depth": 40, "pool": False, "skip": "symmetric", "input_residual": True},
-        "train": {
-            "learning_rate": rate,
-            "corruption": "noise",
-            "corruption_amount": figure3.NOISE,
-        },
-    }
-
-
 def get_config():
-    config = figure3.get_config()
-    return methods(config, figure3.RATES, edsscir_rate=0.1)
+    return methods(figure3.get_config())
 
 
-def methods(config, rates, edsscir_rate):
+def methods(config):
     """Turn a config of Figure 3 into one of Figure 4."""
-    of_figure3 = figure3.nets(rates)
+    of_figure3 = figure3.nets()
+    denoising = of_figure3["depth40/symmetric-denoising"]
+    edsscir = denoising | {"model": denoising["model"] | {"input_residual": True}}
     config.feedback.learners = ("svc", "svc_pseudo", "rocchio")
     config.sweep.figure = "figure4"
     config.sweep.nets = {
         AIR: of_figure3[AIR],
-        EDSSCIR: edsscir(edsscir_rate),
+        EDSSCIR: edsscir,
         SSCAIR: of_figure3[SSCAIR],
     }
     config.sweep.methods = {"AIR": AIR, "EDSSCIR": EDSSCIR, "SSCAIR": SSCAIR}

@@ -7,4 +7,4 @@ from air_jax.configs import figure3_small, figure4
 
 
 def get_config():
-    return figure4.methods(figure3_small.get_config(), figure3_small.RATES, edsscir_rate=0.1)
+    return figure4.methods(figure3_small.get_config())

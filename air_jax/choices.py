@@ -1,0 +1,79 @@
+"""What the code should be: one factor changed at a time, each compared with its base in pairs.
+
+Rankings by L2 and by L2 on standardised codes; queries are drawn from the database part, so that
+nothing is chosen on test queries.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from air_jax import claims, metrics, paper_figures, retrieval
+from air_jax.claims import Values
+from air_jax.files import read_npz
+from air_jax.plan import Job
+from air_jax.sweep import Member
+from air_jax.sweep_report import Figure, describe
+from air_jax.workdir import CODES_FILE, RETRIEVAL_FILE
+
+
+def _find(job: Job, members: list[Member]) -> dict[str, Any]:
+    labels = job.query_labels()
+    plain: dict[str, dict[int, np.ndarray]] = {}
+    standardised: dict[str, dict[int, np.ndarray]] = {}
+    entries: dict[str, list[dict[str, Any]]] = {}
+    for member in (m for m in members if m.workdir.why_redo("retrieve") is None):
+        plain.setdefault(member.net, {})[member.seed] = read_npz(member.workdir / RETRIEVAL_FILE)[
+            "ap"
+        ]
+        standardised.setdefault(member.net, {})[member.seed] = _standardised_ap(member)
+        entries.setdefault(member.net, []).append(describe(member))
+    rows = []
+    for net, base in job.config.sweep.compared_with.items():
+        for metric, aps in (("L2", plain), ("standardised", standardised)):
+            if net in aps:
+                rows.append(
+                    {
+                        "net": net,
+                        "metric": metric,
+                        "seeds": len(aps[net]),
+                        **_mean_ap(aps[net], labels),
+                        **{
+                            key: float(np.mean([entry[key] for entry in entries[net]]))
+                            for key in ("loss", "code_shuffled_loss", "seconds")
+                        },
+                        "code_used": all(entry["code_used"] for entry in entries[net]),
+                        # Against the base by L2: choosing a metric is a factor too.
+                        "against": base,
+                        "comparison": claims.compare(
+                            f"{net}, {metric} - {base}, L2", aps[net], plain.get(base, {}), labels
+                        ),
+                    }
+                )
+    return {"choices": rows}
+
+
+def _mean_ap(values: Values, labels: np.ndarray) -> dict[str, Any]:
+    pooled = claims.pool(values)
+    interval = metrics.bootstrap_interval(pooled, labels)
+    return {"map": metrics.mean(pooled), "map_ci95": interval}
+
+
+def _standardised_ap(member: Member) -> np.ndarray:
+    """Average precision [Q] by distances on codes with unit variance in each dimension."""
+    codes = read_npz(member.workdir / CODES_FILE)
+    deviations = codes["database"].std(axis=0)
+    scale = np.where(deviations > 1e-12, deviations, 1)
+    items = retrieval.relevant_items(codes["query_label"], codes["database_label"])
+    database = retrieval.make_database(codes["database"] / scale)
+    ranks = retrieval.ranks_by_distance(database, codes["query"] / scale, items)
+    return metrics.average_precision(ranks, len(codes["database"]))
+
+
+def _draw(found: dict[str, Any], members: list[Member], folder: Path) -> list[str]:
+    paper_figures.choices(folder / "choices.png", found["choices"])
+    return ["choices.png"]
+
+
+FIGURE = Figure(("train", "encode", "retrieve"), _find, _draw)
