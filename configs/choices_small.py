@@ -48,8 +48,8 @@ def get_config():
         "seeds": (0, 1, 2),
         "nets": nets,
         # What each is compared with, in the order of the table.
-        "compared_with": {name: BASE for name in (BASE, *CHANGES)}
-        | {name: SHALLOW for name in SHALLOW_CHANGES},
+        "compared_with": dict.fromkeys((BASE, *CHANGES), BASE)
+        | dict.fromkeys(SHALLOW_CHANGES, SHALLOW),
     }
     return config
 

@@ -216,3 +216,40 @@ def test_fingerprint_changes_with_any_pixel_and_label():
     ]
     assert len({v.fingerprint() for v in variants}) == len(variants)
     assert dataset([0, 1, 0, 1]).fingerprint() == data.fingerprint()
+
+
+def test_shrunk_images_are_means_of_blocks():
+    images, labels = class_images(8, size=8)
+    dataset = datasets.Dataset("x", images, labels, tuple("abcd"))
+    small = datasets.shrink(dataset, 4)
+    assert small.images.shape == (8, 4, 4, 3)
+    expected = np.round(images[3, 2:4, 6:8].mean(axis=(0, 1)))
+    np.testing.assert_array_equal(small.images[3, 1, 3], expected)
+    assert small.fingerprint() != dataset.fingerprint()
+
+
+def test_a_size_that_does_not_divide_is_an_error():
+    images, labels = class_images(8, size=8)
+    with pytest.raises(ValueError, match="data.size=3: expected a divisor of .* 8"):
+        datasets.shrink(datasets.Dataset("x", images, labels, tuple("abcd")), 3)
+
+
+def test_as_many_of_each_class_are_kept_as_asked_for():
+    labels = np.array([0] * 10 + [1] * 3 + [2] * 10)
+    positions = np.arange(1, 23)
+    kept = datasets.keep_per_class(labels, positions, 5, seed=1)
+    assert np.bincount(labels[kept]).tolist() == [5, 3, 5]
+    assert set(kept) <= set(positions)
+    assert (np.diff(kept) > 0).all()
+    assert (kept == datasets.keep_per_class(labels, positions, 5, seed=1)).all()
+    assert (kept != datasets.keep_per_class(labels, positions, 5, seed=2)).any()
+
+
+def test_validation_queries_are_drawn_from_the_official_database():
+    images, labels = class_images(80)
+    official = np.arange(80) >= 60
+    dataset = datasets.Dataset("x", images, labels, tuple("abcd"), official)
+    database, queries = datasets.split(dataset, "validation", queries_per_class=3)
+    assert np.bincount(labels[queries]).tolist() == [3, 3, 3, 3]
+    assert not official[np.concatenate([database, queries])].any()
+    assert sorted([*database, *queries]) == list(range(60))

@@ -189,3 +189,49 @@ def test_standardised_training_images_have_zero_mean_and_unit_variance():
     out = np.asarray(net.standardise(jnp.asarray(images)))
     np.testing.assert_allclose(out.mean(axis=(0, 1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(out.std(axis=(0, 1, 2)), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("pool", [True, False])
+@pytest.mark.parametrize("depth", [4, 10])
+def test_counted_multiplications_are_those_that_xla_counts(depth, pool):
+    model = build(depth=depth, pool=pool, skip="none")
+    graphdef, state = nnx.split(model)
+    net = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images))
+    analysis = net.lower(state, jnp.zeros((1, *IMAGE))).compile().cost_analysis()
+    counted = models.multiplications(
+        depth=depth, width=8, code_dim=128, pool=pool, image_shape=IMAGE
+    )
+    # XLA counts additions as well, and leaves out what falls on the padding of "SAME".
+    assert 0.8 * 2 * counted < analysis["flops"] < 1.1 * 2 * counted
+
+
+def test_fewer_poolings_leave_larger_maps():
+    model = build(depth=20, pools=2)
+    _, maps = model.encoder(jnp.zeros((1, *IMAGE)))
+    assert maps[-1].shape[1] == 8
+    assert model(jnp.zeros((1, *IMAGE))).shape == (1, *IMAGE)
+
+
+@pytest.mark.parametrize("skip", ["none", "symmetric", "asymmetric"])
+@pytest.mark.parametrize("pool", [True, False])
+def test_undoing_every_pair_one_after_another_is_decoding_without_shortcuts(pool, skip):
+    model = build(depth=10, pool=pool, skip=skip)
+    images = jax.random.normal(jax.random.key(1), (2, *IMAGE))
+    codes, maps = model.encoder(images)
+    for pair in range(1, 7):
+        undone, wanted = model.undo_pair(images, pair)
+        assert undone.shape == wanted.shape
+        np.testing.assert_array_equal(wanted, maps[pair - 1])
+    x = model.decoder.expand(codes).reshape(maps[-1].shape)
+    for layer in range(5, 0, -1):
+        x = model.decoder.undo(layer, x)
+    if skip != "symmetric":
+        np.testing.assert_allclose(x, model.decoder(codes, maps), rtol=1e-5, atol=1e-6)
+
+
+def test_every_parameter_belongs_to_one_pair():
+    depth = 10
+    names = train.parameter_names(nnx.state(build(depth=depth), nnx.Param))
+    prefixes = [models.pair_parameters(pair, depth) for pair in range(1, depth // 2 + 2)]
+    owners = [sum(name.startswith(own) for own in prefixes) for name in names]
+    assert owners == [1] * len(names)

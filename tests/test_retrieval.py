@@ -141,10 +141,7 @@ def test_float64_and_non_contiguous_codes_give_the_same_answer():
 @pytest.mark.parametrize(("name", "expected"), [("pixels", 0.02382), ("pca", 0.02444)])
 def test_map_of_pixels_and_pca_on_cifar100_is_the_known_one(cifar100, name, expected):
     parts = datasets.split(cifar100, "official")
-    codes = [baselines.pixel_codes(cifar100.images[part]) for part in parts]
-    if name == "pca":
-        pca = baselines.fit_pca(codes[0], 128)
-        codes = [pca.transform(part) for part in codes]
+    codes = baselines.codes(name, *(cifar100.images[part] for part in parts), code_dim=128)
     labels = [cifar100.labels[part] for part in parts]
     items = retrieval.relevant_items(labels[1], labels[0])
     ranks = retrieval.ranks_by_distance(retrieval.make_database(codes[0]), codes[1], items)

@@ -12,9 +12,11 @@ import numpy as np
 import optax
 import pytest
 from conftest import class_images
+from flax import nnx
 
-from air_jax import train
+from air_jax import models, train
 from air_jax.checkpoint import Checkpoints
+from air_jax.input_pipeline import epoch_order
 from air_jax.training_log import NonFiniteError
 
 IMAGES, _ = class_images(80)
@@ -71,6 +73,139 @@ def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(
         for d in ("whole", "parts")
     ]
     assert [(m["step"], m["loss"]) for m in logs[0]] == [(m["step"], m["loss"]) for m in logs[1]]
+
+
+def test_greedy_training_moves_one_pair_at_a_time_then_the_whole_net(
+    small_config, mesh, tmp_path, monkeypatch
+):
+    small_config.train.update(schedule="greedy", epochs=6, weight_decay=0.1)
+    small_config.log.checkpoint_steps = 5
+    phases = train.plan_phases(small_config.train, small_config.model.depth, len(IMAGES))
+    assert phases == [(0, 5, 1), (5, 10, 2), (10, 15, 3), (15, 30, None)]
+    net = train.new_net(small_config, (8, 8, 3), *train.channel_statistics(IMAGES), mesh)
+    names = train.parameter_names(net.params)
+    saved = {0: leaves(net)}
+
+    def keep(self, step, state, info, save=Checkpoints.save):
+        saved[step] = leaves(state)
+        save(self, step, state, info)
+
+    monkeypatch.setattr(Checkpoints, "save", keep)
+    train.train(small_config, IMAGES, mesh, tmp_path)
+    for phase in phases:
+        before, after = saved[phase.start], saved[phase.end]
+        moved = {name for name, a, b in zip(names, before, after, strict=True) if (a != b).any()}
+        if phase.pair is None:
+            assert moved == set(names)
+        else:
+            own = models.pair_parameters(phase.pair, small_config.model.depth)
+            assert moved == {name for name in names if name.startswith(own)}
+
+
+def test_greedy_training_resumed_in_any_phase_equals_an_uninterrupted_one(
+    small_config, mesh, tmp_path, monkeypatch
+):
+    small_config.train.update(schedule="greedy", epochs=4)
+    small_config.log.checkpoint_steps = 1
+    whole = train.train(small_config, IMAGES, mesh, tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    for stop in (2, 3, 7, 12):  # in a phase, at the end of one, in the last
+
+        def stop_here(self, step, metrics, add=train.TrainingLog.add, stop=stop):
+            add(self, step, metrics)
+            if step == stop + 1:
+                raise Stop
+
+        with monkeypatch.context() as patch:
+            patch.setattr(train.TrainingLog, "add", stop_here)
+            with pytest.raises(Stop):
+                train.train(small_config, IMAGES, mesh, tmp_path / "parts")
+    resumed = train.train(small_config, IMAGES, mesh, tmp_path / "parts")
+    assert_bit_equal(whole.net, resumed.net)
+
+
+def test_greedy_training_with_too_few_steps_for_the_pairs_is_an_error(small_config, mesh, tmp_path):
+    small_config.train.update(schedule="greedy", epochs=1)
+    with pytest.raises(ValueError, match="2 steps .* too few for the 3 pairs"):
+        train.train(small_config, IMAGES, mesh, tmp_path)
+
+
+@pytest.mark.parametrize("devices", ["mesh", "mesh4"])
+def test_seeds_trained_together_become_what_each_becomes_alone(
+    small_config, tmp_path, devices, request
+):
+    mesh = request.getfixturevalue(devices)
+    small_config.train.update(corruption="noise", corruption_amount=0.5)
+    seeds = (3, 4)
+    alone = []
+    for seed in seeds:
+        small_config.seed = seed
+        alone.append(train.train(small_config, IMAGES, mesh, tmp_path / f"alone{seed}"))
+    directories = {seed: tmp_path / f"together{seed}" for seed in seeds}
+    together = train.train_together(small_config, IMAGES, mesh, directories)
+    for ours, theirs, seed in zip(together, alone, seeds, strict=True):
+        for a, b in zip(leaves(ours.net), leaves(theirs.net), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        assert ours.steps == theirs.steps
+        # What is on disk is a run of its own: it is complete, and can be loaded.
+        small_config.seed = seed
+        assert_bit_equal(ours.net, train.load_net(small_config, directories[seed], mesh))
+        logs = [
+            [line["loss"] for line in map(json.loads, (path / "metrics.jsonl").open())]
+            for path in (directories[seed], tmp_path / f"alone{seed}")
+        ]
+        assert logs[0] == pytest.approx(logs[1], rel=1e-4)
+
+
+def test_seeds_trained_together_go_on_from_their_checkpoints(small_config, mesh, tmp_path):
+    small_config.train.epochs = 2
+    whole = train.train_together(
+        small_config, IMAGES, mesh, {seed: tmp_path / f"whole{seed}" for seed in (0, 1)}
+    )
+    directories = {seed: tmp_path / f"parts{seed}" for seed in (0, 1)}
+
+    class Stop(Exception):
+        pass
+
+    def stop_at_step_8(self, step, metrics, add=train.TrainingLog.add):
+        add(self, step, metrics)
+        if step == 8:
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.TrainingLog, "add", stop_at_step_8)
+        with pytest.raises(Stop):
+            train.train_together(small_config, IMAGES, mesh, directories)
+    parts = train.train_together(small_config, IMAGES, mesh, directories)
+    for ours, theirs in zip(parts, whole, strict=True):
+        assert_bit_equal(ours.net, theirs.net)
+
+
+def test_gradient_norms_by_layer_are_kept_at_the_start_and_after_an_epoch(
+    small_config, mesh, tmp_path
+):
+    train.train(small_config, IMAGES, mesh, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "gradients.jsonl").open()]
+    assert [line["step"] for line in lines] == [1, 6]
+    # Of the first step, against a gradient taken by hand.
+    mean, std = train.channel_statistics(IMAGES)
+    net = train.new_net(small_config, (8, 8, 3), mean, std, mesh)
+    order, _ = jax.random.split(jax.random.key(small_config.seed))
+    batch = jnp.asarray(IMAGES[epoch_order(order, 0, len(IMAGES))[:16]])
+    target = net.standardise(batch)
+
+    def loss(params):
+        model = nnx.merge(net.graphdef, params, net.stats)
+        return jnp.mean((model(target) - target) ** 2)
+
+    grads = jax.grad(loss)(net.params)
+    kernel = grads["encoder"]["convs"][1]["conv"]["kernel"]
+    expected = float(jnp.linalg.norm(kernel[...]))
+    assert lines[0]["norms"]["encoder.convs.1.conv.kernel"] == pytest.approx(expected, rel=1e-4)
+    assert len(lines[0]["norms"]) == len(jax.tree.leaves(grads))
 
 
 def test_several_steps_on_each_batch_see_it_again_wherever_they_are_resumed():
