@@ -72,3 +72,9 @@ class Checkpoints:
                 "folder to go on from the one before it, or start anew with --overwrite."
             ) from error
         return restored["state"], restored["info"]
+
+
+def newest_step(directory: Path) -> int | None:
+    """The step of the newest whole state in a folder of `Checkpoints`; None if there is none."""
+    steps = [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
+    return max(steps, default=None)

@@ -1,6 +1,7 @@
 """What a run would do, without doing it: its memory and time, from a few real steps."""
 
 import time
+from typing import NamedTuple
 
 import jax
 
@@ -14,15 +15,24 @@ from air_jax.workdir import WorkDir
 TIMED_STEPS = 2
 
 
-def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
-    """The plan of a run in lines for a terminal; compiles the train step and times it.
+class Measured(NamedTuple):
+    """What a few steps of training showed.
 
-    Args:
-        job: what would be done.
-        workdir: where.
-        stages: those asked for.
-        anew: whether what is in `workdir` would be set aside.
+    Attributes:
+        images_per_second: of training.
+        compile_seconds: of the step.
+        bytes_on_device: that training takes.
+        parameters: of the net.
     """
+
+    images_per_second: float
+    compile_seconds: float
+    bytes_on_device: int
+    parameters: int
+
+
+def measure(job: Job) -> Measured:
+    """Compile a job's train step and time it."""
     config, mesh = job.config, job.mesh
     images = job.dataset.images[job.training_positions()]
     batch = config.train.batch
@@ -43,22 +53,40 @@ def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
         state, _ = step(state, pixels, key)
     jax.block_until_ready(state)
     rate = TIMED_STEPS * batch / (time.monotonic() - started)
+    return Measured(rate, compile_seconds, held, count_parameters(net.params))
+
+
+def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
+    """The plan of a run in lines for a terminal.
+
+    Args:
+        job: what would be done.
+        workdir: where.
+        stages: those asked for.
+        anew: whether what is in `workdir` would be set aside.
+    """
+    config = job.config
+    measured = measure(job)
+    rate = measured.images_per_second
+    count, batch = len(job.training_positions()), config.train.batch
+    steps = train.count_steps(config.train, count)
     model = config.model
     name = models.configuration_name(model.pool, model.skip, model.input_residual)
-    shape = "x".join(map(str, images.shape[1:]))
+    shape = "x".join(map(str, job.dataset.images.shape[1:]))
     reasons = {s: "not done yet" if anew else workdir.why_redo(s) for s in stages}
     lines = {
         "work directory": str(workdir.path),
         "data": f"{job.dataset.name}, {len(job.database):,} images of {shape} in the database, "
-        f"{len(images):,} to train on, {len(job.queries):,} queries ({config.data.split} split)",
+        f"{count:,} to train on, {len(job.queries):,} queries ({config.data.split} split)",
         "model": f"{name or 'no name in the paper'}: depth {model.depth}, width {model.width}, "
-        f"{count_parameters(net.params):,} parameters",
-        "devices": f"{mesh.size} x {jax.devices()[0].device_kind} ({jax.default_backend()})",
+        f"{measured.parameters:,} parameters",
+        "devices": f"{job.mesh.size} x {jax.devices()[0].device_kind} ({jax.default_backend()})",
         "training": f"{config.train.epochs} epochs, {steps:,} steps of {batch} images, "
         f"{config.train.dtype}",
-        "memory": f"{held / 2**20:,.1f} MiB on each device in training",
+        "memory": f"{measured.bytes_on_device / 2**20:,.1f} MiB on each device in training",
         "time": f"about {duration(steps * batch / rate)} of training, from {TIMED_STEPS} steps at "
-        f"{rate:,.0f} images/s; compiling took {compile_seconds:.1f} s; evaluation comes on top",
+        f"{rate:,.0f} images/s; compiling took {measured.compile_seconds:.1f} s; evaluation comes "
+        "on top",
         "stages": "; ".join(f"{s}: {why or 'done before'}" for s, why in reasons.items()),
     }
     return "\n".join(f"{label:<16}{text}" for label, text in lines.items())

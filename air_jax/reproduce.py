@@ -72,7 +72,7 @@ def _run(config: ml_collections.ConfigDict, path: Path) -> list[str]:
         return []
     path.mkdir(parents=True, exist_ok=True)
     command.keep_compilations()
-    failed = sweep.run(chosen, figure.stages)
+    failed = sweep.run(chosen, figure.stages, config.sweep.seeds_together)
     baselines = sweep.baselines_ap(job, path)
     written = sweep_report.write(figure, job, members, baselines, path)
     summary = (path / written[-1]).read_text().partition(DETAILS)[0].strip()

@@ -16,12 +16,14 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
-from air_jax import models, pipeline, plan, train
+from air_jax import dry_run, models, pipeline, plan, train
 from air_jax.baselines import WITHOUT_NET
+from air_jax.checkpoint import newest_step
 from air_jax.files import read_npz, write_json, write_npz
 from air_jax.plan import Job
 from air_jax.progress import duration, say
-from air_jax.workdir import WorkDir, hash_of, stage_keys
+from air_jax.training_log import NonFiniteError
+from air_jax.workdir import CHECKPOINTS, WorkDir, hash_of, stage_keys
 
 MEMBERS_FOLDER = "members"
 ERROR_FILE = "error.json"
@@ -103,8 +105,13 @@ def select(members: list[Member], only: list[str]) -> list[Member]:
     return [m for m in members if not only or m.name.startswith(tuple(only))]
 
 
-def run(members: list[Member], stages: tuple[str, ...]) -> list[str]:
+def run(members: list[Member], stages: tuple[str, ...], seeds_together: bool = False) -> list[str]:
     """Do the stages of every member that are not done yet.
+
+    Args:
+        members: to do, in this order.
+        stages: of `workdir.STAGES`.
+        seeds_together: train the seeds of a net in one step (`train.train_together`).
 
     Returns:
         The names of the members that failed; why is in each one's `error.json`.
@@ -120,18 +127,10 @@ def run(members: list[Member], stages: tuple[str, ...]) -> list[str]:
     started = time.monotonic()
     for number, member in enumerate(waiting, start=1):
         say(f"\n[{number}/{len(waiting)}] {member.name}")
-        error_file = member.workdir / ERROR_FILE
-        try:
-            member.workdir.create()
-            for stage in stages:
-                pipeline.do_stage(stage, member.job, member.workdir)
-            error_file.unlink(missing_ok=True)
-        except OSError:
-            raise
-        except Exception as error:  # whatever it is, the other members go on
-            text = f"{type(error).__name__}: {error}"
-            write_json(error_file, {"error": text, "traceback": traceback.format_exc()})
-            say(f"{member.name} failed ({text}); the others go on")
+        if seeds_together:
+            _train_seeds([m for m in waiting[number - 1 :] if m.net == member.net])
+        if error := _do(member, stages):
+            say(f"{member.name} failed ({error}); the others go on")
             failed.append(member.name)
         done += member.work()
         elapsed = time.monotonic() - started
@@ -139,6 +138,44 @@ def run(members: list[Member], stages: tuple[str, ...]) -> list[str]:
             left = duration(elapsed / done * (total - done))
             say(f"{number} of {len(waiting)} in {duration(elapsed)}, about {left} left")
     return failed
+
+
+def _do(member: Member, stages: tuple[str, ...]) -> str | None:
+    """Do a member's stages; returns what went wrong, in words, after writing it down."""
+    error_file = member.workdir / ERROR_FILE
+    try:
+        member.workdir.create()
+        for stage in stages:
+            pipeline.do_stage(stage, member.job, member.workdir)
+    except OSError:
+        raise
+    except Exception as error:  # whatever it is, the other members go on
+        text = f"{type(error).__name__}: {error}"
+        write_json(error_file, {"error": text, "traceback": traceback.format_exc()})
+        return text
+    error_file.unlink(missing_ok=True)
+    return None
+
+
+def _train_seeds(members: list[Member]) -> None:
+    """Train seeds of one net together, where two or more are as far; else leave them as they are.
+
+    Each one's train stage then finds its training complete.
+    """
+    waiting = [member for member in members if member.workdir.why_redo("train")]
+    steps = {newest_step(member.workdir.path / CHECKPOINTS) for member in waiting}
+    if len(waiting) < 2 or len(steps) > 1:
+        return
+    job = waiting[0].job
+    say(f"training seeds {', '.join(str(member.seed) for member in waiting)} together")
+    for member in waiting:
+        member.workdir.create()
+    directories = {member.seed: member.workdir.path for member in waiting}
+    images = job.dataset.images[job.training_positions()]
+    try:
+        train.train_together(job.config, images, job.mesh, directories)
+    except NonFiniteError as error:
+        say(f"{error}\nthese seeds go on one by one")
 
 
 def error_of(member: Member) -> str | None:
@@ -171,20 +208,32 @@ def baselines_ap(job: Job, folder: Path) -> dict[str, np.ndarray]:
 
 
 def describe(members: list[Member], stages: tuple[str, ...]) -> str:
-    """What is done, what is left, and about how long it takes, in lines for a terminal."""
-    lines, seconds, work, left = [], 0.0, 0.0, 0.0
+    """What is done, what is left, and about how long training it takes, in lines for a terminal.
+
+    The time is judged by the members that are done, or else by a few steps of the first.
+    """
+    lines, waiting = [], []
+    seconds = work = 0.0
     for member in members:
         to_do = member.left_to_do(stages)
         trained = member.workdir.result("train")
         if trained:
             seconds, work = seconds + trained["seconds"], work + member.work()
         if "train" in to_do:
-            left += member.work()
+            waiting.append(member)
         error = error_of(member)
         state = "to do: " + ", ".join(to_do) if to_do else "done"
         lines.append(f"{member.name:<44}{state}{f' (failed: {error})' if error else ''}")
-    waiting = sum("to do" in line for line in lines)
-    lines.append(f"{len(members)} members, {waiting} to do")
-    if work and left:
-        lines.append(f"training them takes about {duration(seconds / work * left)}, by those done")
+    left = sum("to do:" in line for line in lines)
+    lines.append(f"{len(members)} members, {left} to do")
+    if waiting:
+        judged = "those done"
+        if not work:
+            job = waiting[0].job
+            work, judged = waiting[0].work(), "a few steps of the first"
+            steps = train.count_steps(job.config.train, len(job.training_positions()))
+            rate = dry_run.measure(job).images_per_second
+            seconds = steps * job.config.train.batch / rate
+        total = duration(seconds / work * sum(member.work() for member in waiting))
+        lines.append(f"training takes about {total}, judged by {judged}; evaluation comes on top")
     return "\n".join(lines)

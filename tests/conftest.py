@@ -1,6 +1,11 @@
-"""What several test files use. JAX gets four virtual CPU devices."""
+"""What several test files use. JAX gets four virtual CPU devices.
+
+All tests, and the programs they start, share one cache of compilations: most compile the same few
+small nets.
+"""
 
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -12,6 +17,11 @@ from jax.sharding import Mesh
 
 from air_jax import datasets, sharding
 
+_compilations = tempfile.TemporaryDirectory(prefix="air_jax-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _compilations.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+jax.config.update("jax_compilation_cache_dir", _compilations.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_num_cpu_devices", 4)
 
 ROOT = Path(__file__).parent.parent
