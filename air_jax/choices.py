@@ -30,7 +30,7 @@ def _find(job: Job, members: list[Member]) -> dict[str, Any]:
         standardised.setdefault(member.net, {})[member.seed] = _standardised_ap(member)
         entries.setdefault(member.net, []).append(describe(member))
     rows = []
-    for net, base in job.config.sweep.compared_with.items():
+    for net, base in job.config.sweep.compared_with:
         for metric, aps in (("L2", plain), ("standardised", standardised)):
             if net in aps:
                 rows.append(

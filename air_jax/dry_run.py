@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from air_jax import models, sharding, train
+from air_jax import models, sgd, sharding, train
 from air_jax.input_pipeline import resident
 from air_jax.models import count_parameters
 from air_jax.plan import Job
@@ -38,9 +38,9 @@ def measure(job: Job) -> Measured:
     batch = config.train.batch
     steps = train.count_steps(config.train, len(images))
     net = train.new_net(config, images.shape[1:], *train.channel_statistics(images), mesh)
-    state = train.initial_state(net, train.make_optimizer(config.train, steps), mesh)
-    whole = train.Phase(0, steps, None)
-    step, compile_seconds = train.compile_step(config, net, state, whole, images.shape[1:], mesh)
+    state = sgd.initial_state(net, sgd.make_optimizer(config.train, steps), mesh)
+    whole = sgd.Phase(0, steps, None)
+    step, compile_seconds = sgd.compile_step(config, net, state, whole, images.shape[1:], mesh)
     memory = step.memory_analysis()
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     held += images.nbytes if resident(config.data.loader, images, mesh) else 0

@@ -54,7 +54,16 @@ def _find(job: Job, members: list[Member]) -> dict[str, Any]:
                 )
             }
         )
+    nets.sort(key=lambda net: (net["depth"], _place(net["configuration"])))
     return {"nets": nets, "claims": _claims(aps, labels, job.config.sweep.depths)}
+
+
+def _place(configuration: str) -> int:
+    """In the paper's order, each denoising variant after the one on clean images."""
+    names = [*models.CONFIGURATIONS]
+    name = configuration.removesuffix(DENOISING)
+    place = names.index(name) if name in names else len(names)
+    return 2 * place + configuration.endswith(DENOISING)
 
 
 def _claims(

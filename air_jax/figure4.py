@@ -1,6 +1,5 @@
 """Figure 4: four methods over the rounds of feedback, and claim (d)."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,9 @@ from air_jax.sweep import Member
 from air_jax.sweep_report import Figure
 from air_jax.workdir import FEEDBACK_FOLDER
 
+# Average precision of each method in each round, by seed.
+ByRound = dict[str, list[Values]]
+
 
 def _simulations(members: list[Member], net: str, learner: str) -> dict[int, dict[str, np.ndarray]]:
     """Feedback on the codes of one net, by seed; of members done."""
@@ -25,91 +27,85 @@ def _simulations(members: list[Member], net: str, learner: str) -> dict[int, dic
 
 
 def _find(job: Job, members: list[Member]) -> dict[str, Any]:
-    """Methods by learner; the Baseline is the paper's: AIR's codes, no learning."""
     config = job.config
-    methods = config.sweep.methods.to_dict()
-    rounds = range(config.feedback.rounds + 1)
-    labels_of_all = job.query_labels()
+    numbers = range(config.feedback.rounds + 1)
     rows, judged = [], []
-    for learner in config.feedback.learners:
-        if learner == "none":
-            continue
-        runs = {name: _simulations(members, net, learner) for name, net in methods.items()}
+    for learner in (name for name in config.feedback.learners if name != "none"):
+        runs = {
+            method: _simulations(members, net, learner)
+            for method, net in config.sweep.methods.items()
+        }
         some = next((s for by_seed in runs.values() for s in by_seed.values()), None)
         if some is None:
             continue
-        labels = labels_of_all[some["query"]]
-
-        def values(name: str, key: str, number: int, runs: Any = runs) -> Values:
-            return {seed: s[key][:, number] for seed, s in runs[name].items()}
-
-        def baseline(key: str, number: int, values: Any = values) -> Values:
-            residual = key == "residual_ap"
-            return values("AIR", "baseline_residual_ap" if residual else "ap", number * residual)
-
-        for name in ("Baseline", *methods):
-            of = baseline if name == "Baseline" else _partial_values(values, name)
-            if not of("ap", 0):
-                continue
-            rows.append({"method": name, "learner": learner, "seeds": len(of("ap", 0))})
-            rows[-1]["rounds"] = [
-                {"round": number}
-                | _summary("map", of("ap", number), labels)
-                | _summary("residual_map", of("residual_ap", number), labels)
-                for number in rounds
-            ]
-        beaten = [("AIR", "EDSSCIR"), ("AIR", "SSCAIR")]
-        full = [
-            claims.compare(
-                f"{better} - {worse}, round {number}",
-                values(better, "ap", number),
-                values(worse, "ap", number),
-                labels,
-            )
-            for number in rounds[1:]
-            for better, worse in beaten
-        ]
-        full += [
-            claims.compare(
-                f"{name} - Baseline, round {number}",
-                values(name, "ap", number),
-                baseline("ap", number),
-                labels,
-            )
-            for number in rounds[1:]
-            for name in methods
-        ]
-        residual = [
-            claims.compare(
-                f"{name} - first retrieval by its own codes, round {number}, residual",
-                values(name, "residual_ap", number),
-                values(name, "baseline_residual_ap", number),
-                labels,
-            )
-            for number in rounds[1:]
-            for name in methods
-        ]
-        judged.append(
-            claims.judge(
-                f"d ({learner})",
-                "AIR beats EDSSCIR and SSCAIR, and all beat the Baseline, in every round "
-                f"(full mAP, learner `{learner}`)",
-                full,
-            )
+        full, residual, own_first = (
+            {method: [_values(run, key, n) for n in numbers] for method, run in runs.items()}
+            for key in ("ap", "residual_ap", "baseline_residual_ap")
         )
-        judged.append(
-            claims.judge(
-                f"d' ({learner})",
-                "feedback gains on the images that were not marked, with every method's codes, in "
-                f"every round (residual mAP, learner `{learner}`; not a claim of the paper)",
-                residual,
-            )
-        )
+        # The paper's Baseline: AIR's codes, no learning; its residual set is of AIR's marks.
+        full = {"Baseline": [full["AIR"][0] for _ in numbers]} | full
+        residual = {"Baseline": own_first["AIR"]} | residual
+        labels = job.query_labels()[some["query"]]
+        rows += [
+            {
+                "method": method,
+                "learner": learner,
+                "seeds": len(by_round[0]),
+                "rounds": [
+                    {"round": n}
+                    | _summary("map", by_round[n], labels)
+                    | _summary("residual_map", residual[method][n], labels)
+                    for n in numbers
+                ],
+            }
+            for method, by_round in full.items()
+            if by_round[0]
+        ]
+        judged += _judge(learner, full, residual, own_first, labels)
     return {"methods": rows, "claims": judged}
 
 
-def _partial_values(values: Callable[..., Values], name: str) -> Callable[[str, int], Values]:
-    return lambda key, number: values(name, key, number)
+def _values(run: dict[int, dict[str, np.ndarray]], key: str, number: int) -> Values:
+    return {seed: simulation[key][:, number] for seed, simulation in run.items()}
+
+
+def _judge(
+    learner: str, full: ByRound, residual: ByRound, own_first: ByRound, labels: np.ndarray
+) -> list[dict[str, Any]]:
+    """Claim (d) by one learner, and what feedback gains beyond the marked images."""
+    methods = list(own_first)
+    beaten = [("AIR", other) for other in methods if other != "AIR"]
+    beaten += [(method, "Baseline") for method in methods]
+    after_feedback = range(1, len(full["AIR"]))
+    return [
+        claims.judge(
+            f"d ({learner})",
+            f"{', '.join(other for _, other in beaten if other in methods)} are beaten by AIR, "
+            f"and the Baseline by all, in every round (full mAP, learner `{learner}`)",
+            [
+                claims.compare(
+                    f"{better} - {worse}, round {n}", full[better][n], full[worse][n], labels
+                )
+                for n in after_feedback
+                for better, worse in beaten
+            ],
+        ),
+        claims.judge(
+            f"d' ({learner})",
+            "not the paper's: with every method's codes, feedback gains in every round on the "
+            f"images that were not marked (residual mAP, learner `{learner}`)",
+            [
+                claims.compare(
+                    f"{method} - first retrieval by its codes, round {n}, residual",
+                    residual[method][n],
+                    own_first[method][n],
+                    labels,
+                )
+                for n in after_feedback
+                for method in methods
+            ],
+        ),
+    ]
 
 
 def _summary(key: str, values: Values, labels: np.ndarray) -> dict[str, Any]:

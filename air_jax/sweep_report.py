@@ -96,7 +96,7 @@ def variant(member: Member) -> str:
     """The paper's name for a member's net, and whether it is trained on corrupted input."""
     model, train = member.job.config.model, member.job.config.train
     name = models.configuration_name(model.pool, model.skip, model.input_residual)
-    return name + (DENOISING if train.corruption != "none" else "")
+    return (name or "other") + (DENOISING if train.corruption != "none" else "")
 
 
 def describe(member: Member) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -28,6 +27,15 @@ from air_jax.files import write_json
 from air_jax.input_pipeline import Loader, make_loader
 from air_jax.models import Net
 from air_jax.progress import Progress, duration, say
+from air_jax.sgd import (
+    Phase,
+    TrainState,
+    compile_step,
+    initial_state,
+    learning_rate,
+    make_optimizer,
+    parameter_names,
+)
 from air_jax.training_log import NonFiniteError, TrainingLog
 from air_jax.workdir import CHECKPOINTS, GRADIENTS_FILE, METRICS_FILE, MODEL_FILE
 
@@ -35,38 +43,7 @@ SCHEDULES = ("joint", "greedy")
 LR_SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "bfloat16")
 CORRUPTIONS = ("none", "mask", "noise")
-MASK_BLOCK = 4  # pixels
 STEPS_BEFORE_ESTIMATE = 10
-
-
-class TrainState(NamedTuple):
-    """What changes in training.
-
-    Attributes:
-        step: steps done, int32 [].
-        params: the net's parameters, float32.
-        stats: its running statistics, if it has batch normalisation.
-        opt_state: the optimiser's momentum.
-    """
-
-    step: jax.Array
-    params: nnx.State
-    stats: nnx.State
-    opt_state: optax.OptState
-
-
-class Phase(NamedTuple):
-    """A stretch of training with one objective.
-
-    Attributes:
-        start: steps before it.
-        end: steps at its end.
-        pair: the pair of layers that is trained, from 1; None: the whole net.
-    """
-
-    start: int
-    end: int
-    pair: int | None
 
 
 class TrainResult(NamedTuple):
@@ -205,180 +182,6 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     variance = np.array([count @ values**2 / count.sum() for count in counts]) - mean**2
     std = np.sqrt(np.maximum(variance, 0))
     return mean.astype(np.float32), np.where(std > 1e-6, std, 1).astype(np.float32)
-
-
-def learning_rate(train: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
-    """Linear warm-up over `warmup_steps` (half of all at most), then constant or a cosine to 0."""
-    warmup = min(train.warmup_steps, total_steps // 2)
-    if train.lr_schedule == "constant":
-        after = optax.constant_schedule(train.learning_rate)
-    else:
-        after = optax.cosine_decay_schedule(train.learning_rate, total_steps - warmup)
-    if not warmup:
-        return after
-    # (step + 1) / warmup of the full rate: the first step learns, the last one in full.
-    step = train.learning_rate / warmup
-    ramp = optax.linear_schedule(step, train.learning_rate + step, warmup)
-    return optax.join_schedules([ramp, after], [warmup])
-
-
-def make_optimizer(
-    train: ml_collections.ConfigDict, total_steps: int
-) -> optax.GradientTransformation:
-    """SGD with momentum; clipping by global norm and weight decay where they are not zero."""
-    parts = []
-    if train.clip_norm:
-        parts.append(optax.clip_by_global_norm(train.clip_norm))
-    if train.weight_decay:
-        parts.append(optax.add_decayed_weights(train.weight_decay))
-    parts.append(optax.sgd(learning_rate(train, total_steps), momentum=train.momentum or None))
-    return optax.chain(*parts)
-
-
-def corrupt(images: jax.Array, kind: str, amount: float, key: jax.Array) -> jax.Array:
-    """What the encoder sees instead of standardised images [B, S, S, C]; same shape.
-
-    "mask" sets `amount` of the 4x4 blocks to zero (the mean), "noise" adds Gaussian noise of
-    standard deviation `amount`.
-    """
-    if kind == "noise":
-        return images + amount * jax.random.normal(key, images.shape)
-    if kind == "mask":
-        batch, size = images.shape[:2]
-        blocks = -(-size // MASK_BLOCK)
-        kept = jax.random.bernoulli(key, 1 - amount, (batch, blocks, blocks))
-        kept = kept.repeat(MASK_BLOCK, axis=1).repeat(MASK_BLOCK, axis=2)[:, :size, :size]
-        return images * kept[..., None]
-    return images
-
-
-def train_step(
-    state: TrainState,
-    images: jax.Array,
-    key: jax.Array,
-    *,
-    net: Net,
-    optimizer: optax.GradientTransformation,
-    corruption: str = "none",
-    corruption_amount: float = 0.0,
-    pair: int | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One step of SGD on the mean squared error (eq 4, 5).
-
-    Args:
-        state: before the step.
-        images: a batch [B, S, S, C] uint8.
-        key: of the run; the step's own is folded in.
-        net: gives structure and standardisation; its parameters are not used.
-        optimizer: as `state.opt_state` is of.
-        corruption: what is done to the encoder's input; the target is the clean image.
-        corruption_amount: see `corrupt`.
-        pair: train this pair of layers alone, on the maps that it reads; see
-            `Autoencoder.undo_pair`.
-
-    Returns:
-        The state after the step, and from before it the loss float32 [], the gradient's norm
-        float32 [], and its norm by parameter, in the order of `parameter_names`, float32 [P]:
-        {"loss", "grad_norm", "grad_norms"}.
-    """
-    target = net.standardise(images)
-    noise_key = jax.random.fold_in(key, state.step)
-    source = corrupt(target, corruption, corruption_amount, noise_key)
-
-    def loss_fn(params: nnx.State) -> tuple[jax.Array, nnx.State]:
-        model = nnx.merge(net.graphdef, params, state.stats, copy=True)
-        model.train()
-        if pair is None:
-            output, wanted = model(source), target
-        else:
-            output, wanted = model.undo_pair(source, pair)
-            wanted = target if pair == 1 else jax.lax.stop_gradient(wanted)
-        error = output.astype(jnp.float32) - wanted.astype(jnp.float32)
-        return jnp.mean(jnp.square(error)), nnx.state(model, nnx.BatchStat)
-
-    (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    if pair is not None:
-        grads = _of_pair(grads, pair, net)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    if pair is not None:  # weight decay would move the others as well
-        updates = _of_pair(updates, pair, net)
-    params = optax.apply_updates(state.params, updates)
-    layer_norms = jnp.stack([jnp.linalg.norm(leaf) for leaf in jax.tree.leaves(grads)])
-    metrics = {"loss": loss, "grad_norm": jnp.linalg.norm(layer_norms), "grad_norms": layer_norms}
-    return TrainState(state.step + 1, params, stats, opt_state), metrics
-
-
-def _of_pair(tree: nnx.State, pair: int, net: Net) -> nnx.State:
-    """Gradients or updates of one pair's parameters, zero for all others."""
-    prefixes = models.pair_parameters(pair, net.depth)
-    leaves, structure = jax.tree.flatten(tree)
-    kept = [
-        leaf if name.startswith(prefixes) else jnp.zeros_like(leaf)
-        for name, leaf in zip(parameter_names(tree), leaves, strict=True)
-    ]
-    return jax.tree.unflatten(structure, kept)
-
-
-def parameter_names(params: nnx.State) -> list[str]:
-    """Dotted names of all parameters: `encoder.convs.0.conv.kernel`, ..."""
-    paths = [path for path, _ in nnx.to_flat_state(params)]
-    return [".".join(map(str, path)) for path in paths]
-
-
-def initial_state(net: Net, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state of step 0, a copy on each device of the mesh.
-
-    It shares no buffer with `net`: the train step donates its state, and `net` stays usable.
-    """
-    params, stats = jax.tree.map(jnp.copy, (net.params, net.stats))
-    state = TrainState(jnp.int32(0), params, stats, optimizer.init(params))
-    return jax.device_put(state, sharding.replicated(mesh))
-
-
-def compile_step(
-    config: ml_collections.ConfigDict,
-    net: Net,
-    state: TrainState,
-    phase: Phase,
-    image_shape: tuple[int, int, int],
-    mesh: Mesh,
-    together: int = 1,
-) -> tuple[jax.stages.Compiled, float]:
-    """Compile `train_step` ahead of time: the state donated, the batch split over the mesh.
-
-    Args:
-        config: the run's.
-        net: gives structure and standardisation.
-        state: of one net, or of `together` nets, stacked.
-        phase: of the training.
-        image_shape: (S, S, C).
-        mesh: devices to train on.
-        together: nets that are trained at once (`vmap`); state, images and key then have a leading
-            axis for them.
-
-    Returns:
-        step(state, images [B, S, S, C] uint8, key) and the seconds that compiling took.
-    """
-    step = partial(
-        train_step,
-        net=net,
-        optimizer=make_optimizer(config.train, phase.end - phase.start),
-        corruption=config.train.corruption,
-        corruption_amount=config.train.corruption_amount,
-        pair=phase.pair,
-    )
-    batch_shape, keys = (config.train.batch, *image_shape), jax.random.key(0)
-    whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
-    if together > 1:
-        step, rows = jax.vmap(step), sharding.by_columns(mesh)
-        batch_shape, keys = (together, *batch_shape), jnp.stack([keys] * together)
-    jitted = jax.jit(
-        step, donate_argnums=0, in_shardings=(whole, rows, whole), out_shardings=(whole, whole)
-    )
-    batch = jax.ShapeDtypeStruct(batch_shape, jnp.uint8)
-    started = time.monotonic()
-    compiled = jitted.lower(state, batch, keys).compile()
-    return compiled, time.monotonic() - started
 
 
 def train(

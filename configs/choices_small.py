@@ -49,8 +49,8 @@ def get_config():
         "seeds_together": False,
         "nets": nets,
         # What each is compared with, in the order of the table.
-        "compared_with": dict.fromkeys((BASE, *CHANGES), BASE)
-        | dict.fromkeys(SHALLOW_CHANGES, SHALLOW),
+        "compared_with": tuple((name, BASE) for name in (BASE, *CHANGES))
+        + tuple((name, SHALLOW) for name in SHALLOW_CHANGES),
     }
     return config
 

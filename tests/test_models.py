@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from air_jax import models, train
+from air_jax import models, sgd, train
 from air_jax.models import CONFIGURATIONS
 
 IMAGE = (32, 32, 3)
@@ -25,9 +25,9 @@ def test_each_of_the_papers_nets_codes_in_128_d_and_learns_from_a_step(name, dep
     model = CONFIGURATIONS[name](depth=depth, width=8, rngs=nnx.Rngs(0))
     net = models.make_net(model, np.full(3, 0.5), np.full(3, 0.25))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.01))
-    state = train.TrainState(jnp.int32(0), net.params, net.stats, optimizer.init(net.params))
+    state = sgd.TrainState(jnp.int32(0), net.params, net.stats, optimizer.init(net.params))
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, *IMAGE)), jnp.uint8)
-    step = jax.jit(partial(train.train_step, net=net, optimizer=optimizer))
+    step = jax.jit(partial(sgd.train_step, net=net, optimizer=optimizer))
     key = jax.random.key(0)
     state, before = step(state, images, key)
     _, after = step(state, images, key)
@@ -231,7 +231,7 @@ def test_undoing_every_pair_one_after_another_is_decoding_without_shortcuts(pool
 
 def test_every_parameter_belongs_to_one_pair():
     depth = 10
-    names = train.parameter_names(nnx.state(build(depth=depth), nnx.Param))
+    names = sgd.parameter_names(nnx.state(build(depth=depth), nnx.Param))
     prefixes = [models.pair_parameters(pair, depth) for pair in range(1, depth // 2 + 2)]
     owners = [sum(name.startswith(own) for own in prefixes) for name in names]
     assert owners == [1] * len(names)

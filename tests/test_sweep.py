@@ -193,7 +193,7 @@ def test_figure4_compares_methods_on_their_own_codes_and_the_baseline_on_airs(co
     assert air[2]["map"] > air[0]["map"]
     claim = found["claims"][0]
     assert claim["claim"] == "d (svc)"
-    # AIR against two rivals and three methods against the Baseline, in two rounds.
+    # In two rounds: AIR against two rivals, and three methods against the Baseline.
     assert len(claim["comparisons"]) == 2 * (2 + 3)
     difference = next(
         c["difference"] for c in claim["comparisons"] if c["what"] == "AIR - Baseline, round 2"

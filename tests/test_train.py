@@ -14,7 +14,7 @@ import pytest
 from conftest import class_images
 from flax import nnx
 
-from air_jax import models, train
+from air_jax import models, sgd, train
 from air_jax.checkpoint import Checkpoints
 from air_jax.input_pipeline import epoch_order
 from air_jax.training_log import NonFiniteError
@@ -83,7 +83,7 @@ def test_greedy_training_moves_one_pair_at_a_time_then_the_whole_net(
     phases = train.plan_phases(small_config.train, small_config.model.depth, len(IMAGES))
     assert phases == [(0, 5, 1), (5, 10, 2), (10, 15, 3), (15, 30, None)]
     net = train.new_net(small_config, (8, 8, 3), *train.channel_statistics(IMAGES), mesh)
-    names = train.parameter_names(net.params)
+    names = sgd.parameter_names(net.params)
     saved = {0: leaves(net)}
 
     def keep(self, step, state, info, save=Checkpoints.save):
@@ -282,12 +282,12 @@ def test_a_loss_that_blows_up_stops_training_and_leaves_only_good_checkpoints(
 
 def test_parameters_that_are_not_finite_are_not_saved(small_config, mesh, tmp_path, monkeypatch):
     # The loss of a step is that of the parameters before it: here the last update breaks them.
-    def poison(state, *args, real=train.train_step, **kwargs):
+    def poison(state, *args, real=sgd.train_step, **kwargs):
         state, metrics = real(state, *args, **kwargs)
         broken = jax.tree.map(lambda p: jnp.where(state.step == 10, jnp.nan, p), state.params)
         return state._replace(params=broken), metrics
 
-    monkeypatch.setattr(train, "train_step", poison)
+    monkeypatch.setattr(sgd, "train_step", poison)
     with pytest.raises(
         NonFiniteError, match=r"step 10: norm of the parameters nan.*step 9 is good"
     ):
@@ -326,7 +326,7 @@ def test_optimiser_is_sgd_with_momentum_decay_and_clipping(small_config):
         lr_schedule="constant",
         warmup_steps=0,
     )
-    optimizer = train.make_optimizer(settings, total_steps=10)
+    optimizer = sgd.make_optimizer(settings, total_steps=10)
     params = np.array([1.0, -2.0, 3.0])
     state, velocity, ours = optimizer.init(jnp.asarray(params)), np.zeros(3), jnp.asarray(params)
     for gradient in np.random.default_rng(0).normal(size=(5, 3)) * 3:
@@ -341,12 +341,12 @@ def test_optimiser_is_sgd_with_momentum_decay_and_clipping(small_config):
 def test_learning_rate_warms_up_and_falls_as_a_cosine(small_config):
     settings = small_config.train
     settings.update(learning_rate=0.2, warmup_steps=10, lr_schedule="cosine")
-    rate = train.learning_rate(settings, total_steps=110)
+    rate = sgd.learning_rate(settings, total_steps=110)
     assert [float(rate(s)) for s in (0, 4, 9)] == pytest.approx([0.02, 0.1, 0.2 * 1.0])
     assert float(rate(60)) == pytest.approx(0.1, rel=1e-5)
     assert float(rate(110)) == pytest.approx(0, abs=1e-7)
     settings.lr_schedule = "constant"
-    assert float(train.learning_rate(settings, 110)(100)) == pytest.approx(0.2)
+    assert float(sgd.learning_rate(settings, 110)(100)) == pytest.approx(0.2)
 
 
 def test_channel_statistics_are_numpys():
@@ -370,7 +370,7 @@ def test_a_constant_channel_standardises_to_zero():
 
 def test_masking_hides_whole_blocks_and_about_the_share_asked_for():
     images = jnp.ones((200, 32, 32, 3))
-    masked = np.asarray(train.corrupt(images, "mask", 0.4, jax.random.key(0)))
+    masked = np.asarray(sgd.corrupt(images, "mask", 0.4, jax.random.key(0)))
     blocks = masked.reshape(200, 8, 4, 8, 4, 3)
     assert (blocks == blocks[:, :, :1, :, :1, :1]).all()
     assert masked.mean() == pytest.approx(0.6, abs=0.02)
@@ -378,18 +378,18 @@ def test_masking_hides_whole_blocks_and_about_the_share_asked_for():
 
 def test_noise_has_the_deviation_asked_for_and_depends_on_the_key():
     images = jnp.zeros((50, 32, 32, 3))
-    first, other = (train.corrupt(images, "noise", 0.5, jax.random.key(seed)) for seed in (0, 1))
+    first, other = (sgd.corrupt(images, "noise", 0.5, jax.random.key(seed)) for seed in (0, 1))
     assert float(first.std()) == pytest.approx(0.5, rel=0.02)
     assert (np.asarray(first) != np.asarray(other)).any()
-    assert train.corrupt(images, "none", 0.5, jax.random.key(0)) is images
+    assert sgd.corrupt(images, "none", 0.5, jax.random.key(0)) is images
 
 
 def test_the_target_of_denoising_is_the_clean_image(small_config, mesh):
     net = train.new_net(small_config, (8, 8, 3), *train.channel_statistics(IMAGES), mesh)
     optimizer = optax.sgd(0.0)
-    state = train.initial_state(net, optimizer, mesh)
+    state = sgd.initial_state(net, optimizer, mesh)
     batch = jnp.asarray(IMAGES[:16])
-    step = partial(train.train_step, net=net, optimizer=optimizer)
+    step = partial(sgd.train_step, net=net, optimizer=optimizer)
     # Full masking leaves the net nothing to see: its output is the same for every image.
     _, metrics = step(state, batch, jax.random.key(0), corruption="mask", corruption_amount=1.0)
     target = net.standardise(batch)
