@@ -59,6 +59,12 @@ def _section(figure: dict[str, Any]) -> list[str]:
     parts = [f"## Figure {figure['figure'].removeprefix('figure')}", *_what(figure)]
     if "nets" in figure:
         parts.append(net_table(figure))
+        parts.append(
+            "Losses are of held-out queries, per standardised pixel: of the net, of predicting the "
+            "mean image, and of decoding other images' codes. *Code unused*: those cost nothing, "
+            "as the decoder sees the image by shortcuts around the code, and hardly any gradient "
+            "reaches the code (`gradients.png`). Each mAP is the mean over its seeds."
+        )
     if "methods" in figure:
         parts.append(method_table(figure))
     return parts

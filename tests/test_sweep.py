@@ -11,9 +11,9 @@ from conftest import ROOT, class_images
 from sklearn.metrics import average_precision_score
 from test_main import ENVIRONMENT
 
-from air_jax import figure3, figure4, paper_figures, plan, sweep, sweep_report, train
+from air_jax import choices, figure3, figure4, paper_figures, plan, sweep, sweep_report, train
 from air_jax.files import read_npz
-from air_jax.workdir import RETRIEVAL_FILE
+from air_jax.workdir import CODES_FILE, RETRIEVAL_FILE
 
 NETS = {
     "depth4/classic": {"model": {"depth": 4, "pool": True, "skip": "none"}},
@@ -199,6 +199,33 @@ def test_figure4_compares_methods_on_their_own_codes_and_the_baseline_on_airs(co
         c["difference"] for c in claim["comparisons"] if c["what"] == "AIR - Baseline, round 2"
     )
     assert difference == pytest.approx(air[2]["map"] - air[0]["map"])
+
+
+def test_choices_are_compared_in_pairs_with_their_base_by_both_metrics(config, tmp_path):
+    config.sweep.figure = "choices"
+    config.sweep.seeds = (0, 1)
+    config.sweep.nets = {"base": NETS["depth4/classic"], "deeper": NETS["depth6/classic"]}
+    config.sweep.compared_with = (("base", "base"), ("deeper", "base"))
+    _, members = members_of(config, tmp_path)
+    assert sweep.run(members, choices.FIGURE.stages) == []
+    written, found = report(config, tmp_path, choices.FIGURE)
+    assert written == ["choices.json", "choices.png", "choices.md"]
+    rows = {(row["net"], row["metric"]): row for row in found["choices"]}
+    assert len(rows) == 4
+    assert rows["base", "L2"]["comparison"]["ci95"] == [0, 0]
+    difference = rows["deeper", "L2"]["map"] - rows["base", "L2"]["map"]
+    assert rows["deeper", "L2"]["comparison"]["difference"] == pytest.approx(difference)
+    # The standardised metric, by brute force.
+    found_aps = []
+    for seed in (0, 1):
+        codes = read_npz(tmp_path / f"members/base/seed{seed}" / CODES_FILE)
+        scale = codes["database"].std(axis=0)
+        for query, label in zip(codes["query"], codes["query_label"], strict=True):
+            distances = np.linalg.norm((codes["database"] - query) / scale, axis=1)
+            relevant = codes["database_label"] == label
+            found_aps.append(average_precision_score(relevant, -distances))
+    assert rows["base", "standardised"]["map"] == pytest.approx(np.mean(found_aps), abs=1e-3)
+    assert "| deeper | standardised | " in (tmp_path / "choices.md").read_text()
 
 
 def test_gradient_norms_run_from_the_first_convolution_to_the_last():
