@@ -61,14 +61,12 @@ def _mean_ap(values: Values, labels: np.ndarray) -> dict[str, Any]:
 
 
 def _standardised_ap(member: Member) -> np.ndarray:
-    """Average precision [Q] by distances on codes with unit variance in each dimension."""
+    """Average precision [Q] by the metric "standardised"."""
     codes = read_npz(member.workdir / CODES_FILE)
-    deviations = codes["database"].std(axis=0)
-    scale = np.where(deviations > 1e-12, deviations, 1)
     items = retrieval.relevant_items(codes["query_label"], codes["database_label"])
-    database = retrieval.make_database(codes["database"] / scale)
-    ranks = retrieval.ranks_by_distance(database, codes["query"] / scale, items)
-    return metrics.average_precision(ranks, len(codes["database"]))
+    database, queries = retrieval.for_metric("standardised", codes["database"], codes["query"])
+    ranks = retrieval.ranks_by_distance(retrieval.make_database(database), queries, items)
+    return metrics.average_precision(ranks, len(database))
 
 
 def _draw(found: dict[str, Any], members: list[Member], folder: Path) -> list[str]:

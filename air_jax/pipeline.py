@@ -124,13 +124,15 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         label = f"retrieve by {name}"
         return retrieval.ranks_by_distance(database, query_codes, items, label=label)
 
+    metric = job.config.retrieval.metric
+    compared = retrieval.for_metric(metric, codes["database"], codes["query"])
     # Compiles, so that the seconds below do not hold it.
-    prepared = retrieval.make_database(codes["database"])
-    retrieval.ranks_by_distance(prepared, codes["query"][:1], items[:1])
+    prepared = retrieval.make_database(compared[0])
+    retrieval.ranks_by_distance(prepared, compared[1][:1], items[:1])
     started = time.monotonic()
-    ranks = ranks_of("codes", codes["database"], codes["query"])
+    ranks = ranks_of("codes", *compared)
     seconds = time.monotonic() - started
-    _, top = retrieval.search(prepared, codes["query"], min(feedback.TOP, size))
+    _, top = retrieval.search(prepared, compared[1], min(feedback.TOP, size))
     per_query = {"ap": metrics.average_precision(ranks, size)}
     result: dict[str, Any] = {
         "map": metrics.mean(per_query["ap"]),
@@ -148,6 +150,7 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         per_query["random_ap"] = metrics.random_average_precision(relevant, size)
     if "untrained" in wanted:
         untrained = codes["untrained_database"], codes["untrained_query"]
+        untrained = retrieval.for_metric(metric, *untrained)
         ranks = ranks_of("the untrained net's codes", *untrained)
         per_query["untrained_ap"] = metrics.average_precision(ranks, size)
     for name in (n for n in baselines.WITHOUT_NET if n in wanted):
@@ -180,7 +183,9 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     codes = read_npz(workdir / CODES_FILE)
     chosen = feedback.choose_queries(codes["query_label"], config.queries, config.seed)
     labels = codes["query_label"][chosen]
-    space = learners.make_space(codes["database"])
+    metric = job.config.retrieval.metric
+    database, queries = retrieval.for_metric(metric, codes["database"], codes["query"])
+    space = learners.make_space(database)
     result, left = {}, []
     for learner in config.learners:
         # A file for each learner: an interrupted stage goes on with the next.
@@ -189,7 +194,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
             [
                 workdir.state("encode"),
                 learners.parameters(learner),
-                [config.rounds, config.marks_per_round, config.queries, config.seed],
+                [config.rounds, config.marks_per_round, config.queries, config.seed, metric],
             ]
         )
         simulation = _load_simulation(workdir, name, made_from)
@@ -197,7 +202,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
             simulation = feedback.simulate(
                 learner,
                 space,
-                codes["query"][chosen],
+                queries[chosen],
                 labels,
                 codes["database_label"],
                 rounds_count=config.rounds,

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from air_jax import baselines, datasets, encode, feedback, models, sharding, train
 from air_jax.input_pipeline import LOADERS
+from air_jax.retrieval import METRICS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,10 @@ def check(job: Job) -> None:
     models.validate(**config.model, image_shape=job.dataset.images.shape[1:])
     train.validate(config, data.train_images or database_size, devices)
     encode.validate(config.encode.batch, devices)
+    if config.retrieval.metric not in METRICS:
+        raise ValueError(
+            f"retrieval.metric={config.retrieval.metric!r}: expected one of {', '.join(METRICS)}"
+        )
     baselines.validate(config.retrieval.baselines, job.dataset.images.shape[1])
     feedback.validate(config.feedback, database_size)
     if config.report.learner not in config.feedback.learners:

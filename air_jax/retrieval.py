@@ -17,6 +17,7 @@ import numpy as np
 from air_jax.progress import Progress
 
 BLOCK = 64  # queries at a time: 64 x 50,000 float32 are 13 MB
+METRICS = ("l2", "standardised")
 PADDING = -1  # in rows of database positions that are shorter than others
 
 
@@ -32,6 +33,24 @@ class Database(NamedTuple):
     codes: jax.Array
     norms: jax.Array
     mean: jax.Array
+
+
+def for_metric(
+    metric: str, database: np.ndarray, queries: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes whose Euclidean distances are those of a metric.
+
+    Args:
+        metric: "l2", the paper's; "standardised": each dimension divided by its deviation over the
+            database.
+        database: codes [N, D].
+        queries: codes [Q, D].
+    """
+    if metric == "l2":
+        return database, queries
+    deviations = database.std(axis=0)
+    scale = np.where(deviations > 1e-12, deviations, 1)
+    return database / scale, queries / scale
 
 
 def make_database(codes: np.ndarray) -> Database:

@@ -30,12 +30,12 @@ FIGURES_FOLDER = "figures"
 
 STAGES = ("train", "encode", "retrieve", "feedback", "report")
 
-# What each stage is made from: sections of the config, and what the stages before it left.
+# What each stage is made from: sections or keys of the config, and what earlier stages left.
 _SECTIONS = {
     "train": ("seed", "data", "model", "train"),
     "encode": ("encode",),
     "retrieve": ("retrieval",),
-    "feedback": ("feedback",),
+    "feedback": ("feedback", "retrieval.metric"),
     "report": ("report",),
 }
 _READS = {
@@ -77,7 +77,7 @@ def stage_keys(config: ml_collections.ConfigDict, stage: str) -> dict[str, Any]:
     return {
         key: value
         for key, value in flatten(config).items()
-        if key.split(".")[0] in _SECTIONS[stage] and key not in _WITHOUT_EFFECT
+        if {key, key.split(".")[0]} & {*_SECTIONS[stage]} and key not in _WITHOUT_EFFECT
     }
 
 

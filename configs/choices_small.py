@@ -20,6 +20,12 @@ CHANGES = {
     "group norm": {"model": {"norm": "group"}},
     "a third of the steps": {"train": {"epochs": 1}},
     "twice the steps": {"train": {"epochs": 6}},
+    # What was found better, together.
+    "group norm, noisy input": {
+        "model": {"norm": "group"},
+        "train": {"corruption": "noise", "corruption_amount": figure3.NOISE},
+    },
+    "group norm, shortcuts into decoder too": {"model": {"norm": "group", "skip_into": "both"}},
 }
 # 600 steps each; 20 on each batch need fewer images for that.
 SHALLOW_CHANGES = {

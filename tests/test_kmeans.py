@@ -21,7 +21,7 @@ def brute_force(dictionary, image):
             white = (patch - dictionary.mean) @ dictionary.whitening
             distances = pairwise_distances(white[None], dictionary.centroids)[0]
             quadrants[int(i >= half), int(j >= half)] += np.maximum(distances.mean() - distances, 0)
-    return np.sqrt(quadrants.ravel())
+    return quadrants.ravel() ** kmeans.POWER
 
 
 def test_features_are_those_of_a_loop_over_patches():

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.spatial.distance import cdist
 
 from air_jax import baselines, datasets, metrics, retrieval
 from air_jax.retrieval import PADDING
@@ -146,3 +147,14 @@ def test_map_of_pixels_and_pca_on_cifar100_is_the_known_one(cifar100, name, expe
     items = retrieval.relevant_items(labels[1], labels[0])
     ranks = retrieval.ranks_by_distance(retrieval.make_database(codes[0]), codes[1], items)
     assert metrics.average_precision(ranks, 50_000).mean() == pytest.approx(expected, abs=2e-4)
+
+
+def test_the_standardised_metric_is_scikit_learns_seuclidean():
+    database, queries = random_codes(0, 60), random_codes(1, 7)
+    database[:, 3] = 0.5  # constant: divided by nothing
+    scaled = retrieval.for_metric("standardised", database, queries)
+    found, _ = retrieval.search(retrieval.make_database(scaled[0]), scaled[1], 60)
+    variance = database.var(axis=0)
+    variance[3] = 1
+    expected = np.sort(cdist(queries, database, "seuclidean", V=variance) ** 2, axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
