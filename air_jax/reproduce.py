@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     config = _CONFIG.value
     if "sweep" not in config:
         command.fail(
-            "this config is no sweep: python -m air_jax.main; or --config=configs/figure3.py"
+            "this config is no sweep; give configs/figure3.py, or use python -m air_jax.main"
         )
     if _SMOKE.value:
         config.update(_SMOKE_SIZE)
