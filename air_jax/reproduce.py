@@ -23,6 +23,9 @@ _WORKDIR = flags.DEFINE_string(
 _ONLY = flags.DEFINE_list(
     "only", [], "Do only members whose names begin so, comma-separated: depth40/asymmetric"
 )
+_OVERWRITE = flags.DEFINE_boolean(
+    "overwrite", False, "Start the chosen members anew; what was there is kept aside."
+)
 _SMOKE = flags.DEFINE_boolean(
     "smoke", False, "A size that shows in minutes that everything works, and decides nothing."
 )
@@ -67,6 +70,9 @@ def _run(config: ml_collections.ConfigDict, path: Path) -> list[str]:
         raise ValueError(f"sweep.figure={config.sweep.figure!r}: expected one of {known}")
     members = sweep.make_members(job, path)
     chosen = sweep.select(members, _ONLY.value)
+    anew = _OVERWRITE.value
+    if not anew or not _DRY_RUN.value:
+        sweep.prepare(chosen, anew)
     if _DRY_RUN.value:
         print(sweep.describe(chosen, figure.stages))
         return []

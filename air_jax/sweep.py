@@ -68,7 +68,7 @@ def make_members(job: Job, folder: Path) -> list[Member]:
     """All members of `job.config.sweep`, the first seed of every net first, checked.
 
     Raises:
-        ValueError: a net's config cannot work, or its folder holds another training.
+        ValueError: a net's config cannot work.
     """
     config = job.config
     fingerprint = job.dataset.fingerprint()
@@ -86,9 +86,7 @@ def make_members(job: Job, folder: Path) -> list[Member]:
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"sweep.nets: {net!r}: {error}") from error
             path = folder / MEMBERS_FOLDER / net / f"seed{seed}"
-            workdir = WorkDir(path, own, fingerprint)
-            workdir.check()
-            made.append(Member(net, seed, member_job, workdir))
+            made.append(Member(net, seed, member_job, WorkDir(path, own, fingerprint)))
     return made
 
 
@@ -103,6 +101,19 @@ def select(members: list[Member], only: list[str]) -> list[Member]:
             nets = dict.fromkeys(member.net for member in members)
             raise ValueError(f"--only={start}: no member's name begins so; nets: {', '.join(nets)}")
     return [m for m in members if not only or m.name.startswith(tuple(only))]
+
+
+def prepare(members: list[Member], anew: bool) -> None:
+    """Make sure that the members' folders are theirs; with `anew` set aside what is in them.
+
+    Raises:
+        ValueError: a folder holds another training; the message names what changed.
+    """
+    for member in members:
+        if anew:
+            member.workdir.set_aside()
+        else:
+            member.workdir.check()
 
 
 def run(members: list[Member], stages: tuple[str, ...], seeds_together: bool = False) -> list[str]:

@@ -152,9 +152,14 @@ def test_seeds_trained_together_give_the_members_that_each_would_be_alone(config
 def test_a_member_of_a_changed_training_is_an_error_before_any_work(config, tmp_path):
     _, members = members_of(config, tmp_path)
     sweep.run(members[:1], figure3.FIGURE.stages)
+    sweep.prepare(members, anew=False)
     config.train.learning_rate = 0.01
+    _, members = members_of(config, tmp_path)
     with pytest.raises(ValueError, match="train.learning_rate was 0.05, now 0.01"):
-        members_of(config, tmp_path)
+        sweep.prepare(members, anew=False)
+    sweep.prepare(members, anew=True)
+    assert members[0].left_to_do(("train",)) == ["train"]
+    assert len(list(members[0].workdir.path.parent.glob("seed0.old-*"))) == 1
 
 
 def test_a_net_that_cannot_be_is_named(config, tmp_path):
