@@ -120,21 +120,26 @@ def net_table(figure: dict[str, Any]) -> str:
             f"{net['loss']:.3f}",
             f"{net['constant_loss']:.3f}",
             f"{net['code_shuffled_loss']:.3f}",
-            f"{net['learning_rate']:g}",
+            f"{net['learning_rate']:g}, {net['clip_norm']:g}",
             f"{net['seconds']:.0f}",
             remark(net),
         )
         for net in figure["nets"]
     ]
     heads = ("configuration, layers", "mAP", "95 %", "untrained", "loss", "mean image")
-    return _table((*heads, "others' codes", "rate", "seconds", "remark"), rows)
+    return _table((*heads, "others' codes", "rate, clip", "seconds", "remark"), rows)
 
 
 def remark(net: dict[str, Any]) -> str:
     """What to know of a net before its mAP is read."""
-    if not net["learns"]:
-        return "does not learn"
-    return "" if net["code_used"] else "code unused"
+    seeds, learn = net["seeds"], net["seeds_that_learn"]
+    unused = learn - net["seeds_that_use_the_code"]
+    remarks = [
+        f"{text}{'' if count == seeds else f' in {count} of {seeds} seeds'}"
+        for text, count in (("does not learn", seeds - learn), ("code unused", unused))
+        if count
+    ]
+    return ", ".join(remarks)
 
 
 def method_table(figure: dict[str, Any]) -> str:

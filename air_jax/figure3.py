@@ -39,8 +39,9 @@ def _find(job: Job, members: list[Member]) -> dict[str, Any]:
                 "map_ci95": metrics.bootstrap_interval(pooled, labels),
                 "map_by_seed": [e["map"] for e in own],
                 "learning_rate": own[0]["learning_rate"],
-                "learns": all(e["learns"] for e in own),
-                "code_used": all(e["code_used"] for e in own),
+                "clip_norm": own[0]["clip_norm"],
+                "seeds_that_learn": sum(e["learns"] for e in own),
+                "seeds_that_use_the_code": sum(e["learns"] and e["code_used"] for e in own),
             }
             | {
                 key: float(np.mean([e[key] for e in own]))

@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from air_jax.claims_page import remark
 from air_jax.figures import save
 
 # One colour for each configuration; its denoising variant is hatched or dotted.
@@ -60,9 +61,7 @@ def first_retrieval(path: Path, found: dict[str, Any]) -> None:
             label=label,
         )
         axes.plot([x - width / 2, x + width / 2], [net["untrained_map"]] * 2, color="black", lw=1.2)
-        if not (net["learns"] and net["code_used"]):
-            mark = "code unused" if net["learns"] else "does not learn"
-            axes.text(x, 0.0004, mark, rotation=90, fontsize=6, ha="center", va="bottom")
+        axes.text(x, 0.0004, remark(net), rotation=90, fontsize=6, ha="center", va="bottom")
     axes.plot([], [], color="black", lw=1.2, label="untrained net")
     for name, baseline in found["baselines"].items():
         axes.axhline(baseline["map"], ls="--", lw=1, color=_LINES[name], label=name)

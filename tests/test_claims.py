@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from air_jax import claims
+from air_jax import claims, claims_page
 from air_jax.claims import FAILS, HOLDS, UNDECIDED
 
 LABELS = np.repeat(np.arange(10), 20)
@@ -58,3 +58,18 @@ def test_comparisons_are_paired_on_the_seeds_that_both_have():
 def test_pooling_leaves_out_queries_without_a_value():
     pooled = claims.pool({0: np.array([1.0, np.nan, np.nan]), 1: np.array([3.0, 5.0, np.nan])})
     np.testing.assert_array_equal(pooled, [2.0, 5.0, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("learn", "use", "expected"),
+    [
+        (3, 3, ""),
+        (3, 0, "code unused"),
+        (2, 2, "does not learn in 1 of 3 seeds"),
+        (2, 1, "does not learn in 1 of 3 seeds, code unused in 1 of 3 seeds"),
+        (0, 0, "does not learn"),
+    ],
+)
+def test_a_net_that_does_not_learn_or_use_its_code_is_remarked(learn, use, expected):
+    net = {"seeds": 3, "seeds_that_learn": learn, "seeds_that_use_the_code": use}
+    assert claims_page.remark(net) == expected

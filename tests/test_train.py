@@ -1,5 +1,6 @@
 """Training: the optimiser's arithmetic, sharding, resuming, and what stops it."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -26,6 +27,23 @@ def leaves(net):
     return [np.asarray(leaf) for leaf in jax.tree.leaves((net.params, net.stats))]
 
 
+@contextlib.contextmanager
+def stopped_after(last):
+    """A training within it is cut off by an exception after the step `last`."""
+
+    class Stop(Exception):
+        pass
+
+    def add_and_stop(self, step, metrics, add=train.TrainingLog.add):
+        add(self, step, metrics)
+        if step == last:
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(train.TrainingLog, "add", add_and_stop)
+        yield
+
+
 def assert_bit_equal(net, other):
     for ours, theirs in zip(leaves(net), leaves(other), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -44,26 +62,15 @@ def test_training_lowers_the_loss_and_logs_every_window(small_config, mesh, tmp_
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("corruption", ["none", "noise"])
 def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(
-    small_config, mesh, tmp_path, monkeypatch, norm, corruption
+    small_config, mesh, tmp_path, norm, corruption
 ):
     small_config.model.norm = norm
     small_config.train.update(
         corruption=corruption, corruption_amount=0.0 if corruption == "none" else 0.5
     )
     whole = train.train(small_config, IMAGES, mesh, tmp_path / "whole")
-
-    class Stop(Exception):
-        pass
-
-    def stop_at_step_8(self, step, metrics, add=train.TrainingLog.add):
-        add(self, step, metrics)
-        if step == 8:
-            raise Stop
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train.TrainingLog, "add", stop_at_step_8)
-        with pytest.raises(Stop):
-            train.train(small_config, IMAGES, mesh, tmp_path / "parts")
+    with stopped_after(8):
+        train.train(small_config, IMAGES, mesh, tmp_path / "parts")
     with Checkpoints(tmp_path / "parts" / "checkpoints") as checkpoints:
         assert checkpoints.latest_step() == 6
     resumed = train.train(small_config, IMAGES, mesh, tmp_path / "parts")
@@ -103,26 +110,14 @@ def test_greedy_training_moves_one_pair_at_a_time_then_the_whole_net(
 
 
 def test_greedy_training_resumed_in_any_phase_equals_an_uninterrupted_one(
-    small_config, mesh, tmp_path, monkeypatch
+    small_config, mesh, tmp_path
 ):
     small_config.train.update(schedule="greedy", epochs=4)
     small_config.log.checkpoint_steps = 1
     whole = train.train(small_config, IMAGES, mesh, tmp_path / "whole")
-
-    class Stop(Exception):
-        pass
-
-    for stop in (2, 3, 7, 12):  # in a phase, at the end of one, in the last
-
-        def stop_here(self, step, metrics, add=train.TrainingLog.add, stop=stop):
-            add(self, step, metrics)
-            if step == stop + 1:
-                raise Stop
-
-        with monkeypatch.context() as patch:
-            patch.setattr(train.TrainingLog, "add", stop_here)
-            with pytest.raises(Stop):
-                train.train(small_config, IMAGES, mesh, tmp_path / "parts")
+    for checkpoint in (2, 3, 7, 12):  # in a phase, at the end of one, in the last
+        with stopped_after(checkpoint + 1):
+            train.train(small_config, IMAGES, mesh, tmp_path / "parts")
     resumed = train.train(small_config, IMAGES, mesh, tmp_path / "parts")
     assert_bit_equal(whole.net, resumed.net)
 
@@ -166,19 +161,8 @@ def test_seeds_trained_together_go_on_from_their_checkpoints(small_config, mesh,
         small_config, IMAGES, mesh, {seed: tmp_path / f"whole{seed}" for seed in (0, 1)}
     )
     directories = {seed: tmp_path / f"parts{seed}" for seed in (0, 1)}
-
-    class Stop(Exception):
-        pass
-
-    def stop_at_step_8(self, step, metrics, add=train.TrainingLog.add):
-        add(self, step, metrics)
-        if step == 8:
-            raise Stop
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.TrainingLog, "add", stop_at_step_8)
-        with pytest.raises(Stop):
-            train.train_together(small_config, IMAGES, mesh, directories)
+    with stopped_after(8):
+        train.train_together(small_config, IMAGES, mesh, directories)
     parts = train.train_together(small_config, IMAGES, mesh, directories)
     for ours, theirs in zip(parts, whole, strict=True):
         assert_bit_equal(ours.net, theirs.net)
