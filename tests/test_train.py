@@ -39,9 +39,10 @@ def stopped_after(last):
         if step == last:
             raise Stop
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.TrainingLog, "add", add_and_stop)
-        yield
+        with pytest.raises(Stop):
+            yield
 
 
 def assert_bit_equal(net, other):
