@@ -1,9 +1,9 @@
 """10 layers, pooled, asymmetric shortcuts: a `Sortcut` net of Figure 3. The paper's size."""
 
-from air_jax.configs import default
+from air_jax.configs import default, figure3
 
 
 def get_config():
     config = default.get_config()
-    config.model.depth = 10
+    config.update(figure3.nets()["depth10/asymmetric-pool"])
     return config

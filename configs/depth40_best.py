@@ -6,11 +6,11 @@ three seeds), 0.0259 of PCA and 0.0457 of k-means patches. Its code is hardly us
 reconstruction: the decoder sees the image by the shortcuts. Not run yet at this size.
 """
 
-from air_jax.configs import default
+from air_jax.configs import depth40
 
 
 def get_config():
-    config = default.get_config()
+    config = depth40.get_config()
     config.model.norm = "group"
     config.model.skip_into = "both"
     config.retrieval.metric = "standardised"
