@@ -10,25 +10,24 @@ from typing import Any
 import numpy as np
 
 from air_jax import claims, metrics, paper_figures, retrieval
-from air_jax.claims import Values
 from air_jax.files import read_npz
 from air_jax.plan import Job
 from air_jax.sweep import Member
-from air_jax.sweep_report import Figure, describe
+from air_jax.sweep_report import Figure
 from air_jax.workdir import CODES_FILE, RETRIEVAL_FILE
 
 
-def _find(job: Job, members: list[Member]) -> dict[str, Any]:
+def _find(job: Job, members: list[Member], entries: list[dict[str, Any]]) -> dict[str, Any]:
     labels = job.query_labels()
     plain: dict[str, dict[int, np.ndarray]] = {}
     standardised: dict[str, dict[int, np.ndarray]] = {}
-    entries: dict[str, list[dict[str, Any]]] = {}
-    for member in (m for m in members if m.workdir.why_redo("retrieve") is None):
-        plain.setdefault(member.net, {})[member.seed] = read_npz(member.workdir / RETRIEVAL_FILE)[
-            "ap"
-        ]
-        standardised.setdefault(member.net, {})[member.seed] = _standardised_ap(member)
-        entries.setdefault(member.net, []).append(describe(member))
+    described: dict[str, list[dict[str, Any]]] = {}
+    for member, entry in zip(members, entries, strict=True):
+        if entry["map"] is not None:
+            held = read_npz(member.workdir / RETRIEVAL_FILE)
+            plain.setdefault(member.net, {})[member.seed] = held["ap"]
+            standardised.setdefault(member.net, {})[member.seed] = _standardised_ap(member)
+            described.setdefault(member.net, []).append(entry)
     rows = []
     for net, base in job.config.sweep.compared_with:
         for metric, aps in (("L2", plain), ("standardised", standardised)):
@@ -38,12 +37,12 @@ def _find(job: Job, members: list[Member]) -> dict[str, Any]:
                         "net": net,
                         "metric": metric,
                         "seeds": len(aps[net]),
-                        **_mean_ap(aps[net], labels),
+                        **claims.summary(aps[net], labels),
                         **{
-                            key: float(np.mean([entry[key] for entry in entries[net]]))
+                            key: float(np.mean([entry[key] for entry in described[net]]))
                             for key in ("loss", "code_shuffled_loss", "seconds")
                         },
-                        "code_used": all(entry["code_used"] for entry in entries[net]),
+                        "code_used": all(entry["code_used"] for entry in described[net]),
                         # Against the base by L2: choosing a metric is a factor too.
                         "against": base,
                         "comparison": claims.compare(
@@ -52,12 +51,6 @@ def _find(job: Job, members: list[Member]) -> dict[str, Any]:
                     }
                 )
     return {"choices": rows}
-
-
-def _mean_ap(values: Values, labels: np.ndarray) -> dict[str, Any]:
-    pooled = claims.pool(values)
-    interval = metrics.bootstrap_interval(pooled, labels)
-    return {"map": metrics.mean(pooled), "map_ci95": interval}
 
 
 def _standardised_ap(member: Member) -> np.ndarray:

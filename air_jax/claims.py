@@ -57,6 +57,19 @@ def pool(values: Values) -> np.ndarray:
     )
 
 
+def summary(values: Values, labels: np.ndarray, key: str = "map") -> dict[str, Any]:
+    """The mean of the pooled values and its interval, as {`key`, "`key`_ci95"}.
+
+    Both are null, with a reason beside them, where no query has a value: only residual AP has none.
+    """
+    pooled = pool(values)
+    found = {key: metrics.mean(pooled), f"{key}_ci95": metrics.bootstrap_interval(pooled, labels)}
+    if found[key] is None:
+        reason = "no query has an unmarked relevant image left"
+        found |= {f"{key}_reason": reason, f"{key}_ci95_reason": reason}
+    return found
+
+
 def judge(name: str, statement: str, comparisons: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """A claim with its verdict.
 

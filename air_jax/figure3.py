@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from air_jax import claims, metrics, models, paper_figures
+from air_jax import claims, models, paper_figures
 from air_jax.claims import Values
 from air_jax.plan import Job
 from air_jax.sweep import Member
-from air_jax.sweep_report import DENOISING, Figure, describe, first_retrieval, variant
+from air_jax.sweep_report import DENOISING, Figure, first_retrieval, variant
 from air_jax.training_log import read_metrics
 from air_jax.workdir import GRADIENTS_FILE, METRICS_FILE
 
@@ -17,10 +17,9 @@ BEST_DEPTH = 40  # claim (a)
 DEEPER = (40, 60)  # claim (b): "deeper network architectures", read as the deeper two of the four
 
 
-def _find(job: Job, members: list[Member]) -> dict[str, Any]:
+def _find(job: Job, members: list[Member], entries: list[dict[str, Any]]) -> dict[str, Any]:
     labels = job.query_labels()
     aps = first_retrieval(members)
-    entries = [describe(member) for member in members]
     nets = []
     for (configuration, depth), values in aps.items():
         own = [
@@ -28,15 +27,13 @@ def _find(job: Job, members: list[Member]) -> dict[str, Any]:
             for e in entries
             if (e["configuration"], e["depth"]) == (configuration, depth) and e["map"] is not None
         ]
-        pooled = claims.pool(values)
         nets.append(
             {
                 "net": own[0]["net"],
                 "configuration": configuration,
                 "depth": depth,
                 "seeds": len(values),
-                "map": metrics.mean(pooled),
-                "map_ci95": metrics.bootstrap_interval(pooled, labels),
+                **claims.summary(values, labels),
                 "map_by_seed": [e["map"] for e in own],
                 "learning_rate": own[0]["learning_rate"],
                 "clip_norm": own[0]["clip_norm"],

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from air_jax import claims, metrics, paper_figures
+from air_jax import claims, paper_figures
 from air_jax.claims import Values
 from air_jax.files import read_npz
 from air_jax.plan import Job
@@ -26,7 +26,7 @@ def _simulations(members: list[Member], net: str, learner: str) -> dict[int, dic
     }
 
 
-def _find(job: Job, members: list[Member]) -> dict[str, Any]:
+def _find(job: Job, members: list[Member], entries: list[dict[str, Any]]) -> dict[str, Any]:
     config = job.config
     numbers = range(config.feedback.rounds + 1)
     rows, judged = [], []
@@ -53,8 +53,8 @@ def _find(job: Job, members: list[Member]) -> dict[str, Any]:
                 "seeds": len(by_round[0]),
                 "rounds": [
                     {"round": n}
-                    | _summary("map", by_round[n], labels)
-                    | _summary("residual_map", residual[method][n], labels)
+                    | claims.summary(by_round[n], labels)
+                    | claims.summary(residual[method][n], labels, "residual_map")
                     for n in numbers
                 ],
             }
@@ -106,18 +106,6 @@ def _judge(
             ],
         ),
     ]
-
-
-def _summary(key: str, values: Values, labels: np.ndarray) -> dict[str, Any]:
-    pooled = claims.pool(values)
-    summary = {
-        key: metrics.mean(pooled),
-        f"{key}_ci95": metrics.bootstrap_interval(pooled, labels),
-    }
-    if summary[key] is None:
-        reason = "no query has an unmarked relevant image left"
-        summary |= {f"{key}_reason": reason, f"{key}_ci95_reason": reason}
-    return summary
 
 
 def _draw(found: dict[str, Any], members: list[Member], folder: Path) -> list[str]:

@@ -224,9 +224,10 @@ def describe(members: list[Member], stages: tuple[str, ...]) -> str:
     The time is judged by the members that are done, or else by a few steps of the first.
     """
     lines, waiting = [], []
-    seconds = work = 0.0
+    left, seconds, work = 0, 0.0, 0.0
     for member in members:
         to_do = member.left_to_do(stages)
+        left += bool(to_do)
         trained = member.workdir.result("train")
         if trained:
             seconds, work = seconds + trained["seconds"], work + member.work()
@@ -235,7 +236,6 @@ def describe(members: list[Member], stages: tuple[str, ...]) -> str:
         error = error_of(member)
         state = "to do: " + ", ".join(to_do) if to_do else "done"
         lines.append(f"{member.name:<44}{state}{f' (failed: {error})' if error else ''}")
-    left = sum("to do:" in line for line in lines)
     lines.append(f"{len(members)} members, {left} to do")
     if waiting:
         judged = "those done"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from air_jax import claims_page, metrics, models, report, sweep
+from air_jax import claims, claims_page, models, report, sweep
 from air_jax.claims import Values
 from air_jax.files import read_npz, write_json
 from air_jax.plan import Job
@@ -29,12 +29,12 @@ class Figure(NamedTuple):
 
     Attributes:
         stages: that every member goes through.
-        find: (the sweep's job, members) -> what goes into the JSON beside the members.
+        find: (the sweep's job, members, as described) -> what goes into the JSON beside these.
         draw: (what the JSON holds, members, folder) -> names of the pictures drawn.
     """
 
     stages: tuple[str, ...]
-    find: Callable[[Job, list[Member]], dict[str, Any]]
+    find: Callable[[Job, list[Member], list[dict[str, Any]]], dict[str, Any]]
     draw: Callable[[dict[str, Any], list[Member], Path], list[str]]
 
 
@@ -52,6 +52,7 @@ def write(
     """
     config, labels = job.config, job.query_labels()
     name = config.sweep.figure
+    entries = [describe(member) for member in members]
     found = {
         "schema_version": SCHEMA_VERSION,
         "figure": name,
@@ -71,14 +72,10 @@ def write(
         "batch": config.train.batch,
         "dtype": config.train.dtype,
         "baselines": {
-            baseline: {
-                "map": metrics.mean(ap),
-                "map_ci95": metrics.bootstrap_interval(ap, labels),
-            }
-            for baseline, ap in baselines.items()
+            baseline: claims.summary({0: ap}, labels) for baseline, ap in baselines.items()
         },
-        "members": [describe(member) for member in members],
-        **figure.find(job, members),
+        "members": entries,
+        **figure.find(job, members, entries),
     }
     write_json(folder / f"{name}.json", found)
     pictures = figure.draw(found, members, folder)

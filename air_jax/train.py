@@ -54,7 +54,7 @@ class TrainResult(NamedTuple):
         steps: steps done in all.
         seconds: spent on them, those of earlier runs that were resumed included, compiling not;
             nets trained together share them.
-        compile_seconds: of compiling the step, in the run that ended the training.
+        compile_seconds: of compiling the step, once for each phase and each run.
     """
 
     net: Net
@@ -327,8 +327,7 @@ def train_together(
                         if step == estimate_at < total_steps:
                             logs[0].settle()
                             say(_estimate(progress))
-                        at_end = step in (phase.end, total_steps)
-                        if at_end:
+                        if step == phase.end:
                             jax.block_until_ready(state)
                         info["seconds"] = before + (time.monotonic() - started) / together
                         due = step % config.log.checkpoint_steps == 0 or step == total_steps
