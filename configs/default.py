@@ -7,6 +7,8 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     # Of initialisation, order of images, and corruption.
     config.seed = 0
+    # Leave a trace of a few training steps in the work directory's profile/.
+    config.profile = False
 
     config.data = data = ml_collections.ConfigDict()
     data.name = "cifar100"  # cifar100, digits, arrays

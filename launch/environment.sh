@@ -1,10 +1,16 @@
 # shellcheck shell=bash
-# Sourced by the other scripts, from the repository's root: makes .venv and installs air_jax in it.
+# Sourced by the other scripts, from the repository's root.
 #
-#   make_environment EXTRAS    EXTRAS: "", "test", "cuda,test", ... (see setup.py)
+#   make_environment EXTRAS            makes .venv and installs air_jax in it
+#                                      EXTRAS: "", "test", "cuda,test", ... (see setup.py)
+#   default_config FILE ARGUMENT...    sets `arguments`, --config=FILE added if none is there
+#   read_options FILE ARGUMENT...      likewise, after a leading --help or --dry-run of the script's
+#   launch COMMAND...                  becomes COMMAND; after --dry-run, prints it as bash reads it
+#   quote WORD...                      prints the words as bash reads them back
+#   fail MESSAGE                       says what is wrong and exits
 #
-# Takes the newest supported interpreter that runs, or the one in PYTHON. A second call with the
-# same setup.py starts at once.
+# make_environment takes the newest supported interpreter that runs, or the one in PYTHON. A second
+# call with the same setup.py starts at once.
 
 supported='import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 
@@ -42,4 +48,53 @@ make_environment() {
     .venv/bin/python -m pip install -qq --editable ".${extras:+[$extras]}" || return 1
     echo "$want" >"$stamp"
   fi
+}
+
+# shellcheck disable=SC2034 # read by the scripts
+default_config() {
+  local file=$1 argument
+  shift
+  arguments=("$@")
+  for argument in "$@"; do
+    case $argument in
+      --config | --config=* | -config | -config=*) return ;;
+    esac
+  done
+  arguments=("--config=$file" "$@")
+}
+
+read_options() {
+  local file=$1
+  shift
+  dry_run=
+  case ${1:-} in
+    --help)
+      awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "launch/${0##*/}"
+      exit
+      ;;
+    --dry-run)
+      dry_run=yes
+      shift
+      ;;
+  esac
+  default_config "$file" "$@"
+}
+
+launch() {
+  if [ -n "$dry_run" ]; then
+    quote "$@"
+  else
+    exec "$@"
+  fi
+}
+
+quote() {
+  local line
+  printf -v line '%q ' "$@"
+  printf '%s\n' "${line% }"
+}
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
 }

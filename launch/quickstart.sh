@@ -8,8 +8,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
 make_environment "${EXTRAS:-}"
-case " $* " in
-  *" --config="* | *" --config "* | *" -config="*) ;;
-  *) set -- --config=configs/quickstart.py "$@" ;;
-esac
-exec .venv/bin/python -m air_jax.main "$@"
+default_config configs/quickstart.py "$@"
+exec .venv/bin/python -m air_jax.main "${arguments[@]}"

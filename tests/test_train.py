@@ -1,6 +1,7 @@
 """Training: the optimiser's arithmetic, sharding, resuming, and what stops it."""
 
 import contextlib
+import gzip
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 from conftest import class_images
 from flax import nnx
 
-from air_jax import models, sgd, train
+from air_jax import encode, models, sgd, train
 from air_jax.checkpoint import Checkpoints
 from air_jax.input_pipeline import epoch_order
 from air_jax.training_log import NonFiniteError
@@ -293,6 +294,30 @@ def test_ctrl_c_saves_the_step_and_the_same_call_goes_on(small_config, mesh, tmp
     with Checkpoints(tmp_path / "parts" / "checkpoints") as checkpoints:
         assert checkpoints.latest_step() == 4
     assert_bit_equal(whole.net, train.train(small_config, IMAGES, mesh, tmp_path / "parts").net)
+
+
+def test_a_profiled_run_leaves_a_trace_that_perfetto_reads(small_config, mesh, tmp_path):
+    small_config.profile = True
+    small_config.train.epochs = 2
+    train.train(small_config, IMAGES, mesh, tmp_path)
+    (trace,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert any("train_step" in event.get("name", "") for event in events)
+
+
+def test_a_whole_run_compiles_its_step_and_its_encoder_once_each(
+    small_config, mesh, tmp_path, caplog
+):
+    jax.clear_caches()
+    images = IMAGES[:77]  # neither an epoch nor the encoding divides into whole batches
+    with jax.log_compiles():
+        net = train.train(small_config, images, mesh, tmp_path).net
+        encode.encode(net, images, mesh, batch=32, label=None)
+        encode.encode(net, images[:5], mesh, batch=32, label=None)
+    compiled = [record.getMessage() for record in caplog.records]
+    for name in ("train_step", "_encode_batch"):
+        lines = [x for x in compiled if "Finished XLA compilation" in x and name in x]
+        assert len(lines) == 1, compiled
 
 
 def test_a_finished_run_trains_no_more(small_config, mesh, tmp_path):

@@ -1,0 +1,87 @@
+"""Images per second from uint8 pixels in memory to float32 codes, as `encode.encode` does it.
+
+    python benchmarks/encode_throughput.py --images=60000 --depths 40 --dtypes float32 bfloat16
+
+Includes copying images to the device and codes back. Compilation and warm-up are left out.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchmarks`
+
+import jax
+import numpy as np
+from air_jax.configs import default, figure3
+
+from air_jax import encode, models, sharding, train
+from benchmarks import measure
+
+
+def main() -> None:
+    arguments = _parse()
+    measure.set_devices(arguments.devices)
+    mesh = sharding.make_mesh()
+    shape = (arguments.images, 32, 32, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    rows = []
+    for depth, variant, dtype in itertools.product(
+        arguments.depths, arguments.variants, arguments.dtypes
+    ):
+        config = default.get_config()
+        config.update(figure3.nets()[f"depth{depth}/{measure.VARIANTS[variant]}"])
+        config.train.dtype = dtype
+        half = np.full(3, 0.5, np.float32)
+        net = train.new_net(config, shape[1:], half, half / 2, mesh)
+
+        def run(net: models.Net = net) -> np.ndarray:
+            return encode.encode(net, images, mesh, arguments.batch, label=None)
+
+        started = time.perf_counter()
+        encode.encode(net, images[: arguments.batch], mesh, arguments.batch, label=None)
+        first = time.perf_counter() - started
+        seconds = measure.seconds_in_turns({"encode": run}, arguments.rounds, warm_up=0)["encode"]
+        rate = measure.spread(seconds, arguments.images)
+        rows.append(
+            {
+                "depth": depth,
+                "variant": variant,
+                "dtype": dtype,
+                "batch": arguments.batch,
+                "devices": mesh.size,
+                "images": arguments.images,
+                "images_per_second": rate,
+                "first_batch_seconds": first,
+            }
+        )
+        print(f"depth {depth} {variant:8} {dtype}: {rate['median']:,.0f} images/s", flush=True)
+    summary = {
+        "images_per_second": rows[0]["images_per_second"]["median"],
+        "first_batch_seconds": rows[0]["first_batch_seconds"],
+        "seconds_for_60000": 60_000 / rows[0]["images_per_second"]["median"],
+    }
+    measure.report(arguments, summary, rows)
+
+
+def _parse() -> argparse.Namespace:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--depths", type=int, nargs="+", default=[40])
+    parser.add_argument(
+        "--variants", nargs="+", choices=measure.VARIANTS, default=[*measure.VARIANTS]
+    )
+    parser.add_argument("--dtypes", nargs="+", default=["float32"])
+    parser.add_argument("--images", type=int, default=4096)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3, help="times all images are encoded")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.images, arguments.batch, arguments.rounds = 256, 64, 2
+    encode.validate(arguments.batch, arguments.devices or jax.device_count())
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Images per second of each loader alone, and whether a training step ever waits for it.
+
+    python benchmarks/input_pipeline.py --json=benchmarks/results/input_pipeline.json
+
+Alone: batches are made and put on the devices, and nothing is done with them. Waiting: the share of
+the time of training from the loader that training on one batch, already there, does not take; noise
+can make it negative.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchmarks`
+
+import jax
+import numpy as np
+from air_jax.configs import default, figure3
+
+from air_jax import sgd, sharding, train
+from air_jax.input_pipeline import Loader, make_loader
+from benchmarks import measure
+
+LOADERS = ("resident", "host", "tfdata")
+
+
+def main() -> None:
+    arguments = _parse()
+    measure.set_devices(arguments.devices)
+    mesh = sharding.make_mesh()
+    shape = (arguments.images, 32, 32, 3)
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    key = jax.random.key(0)
+    loaders = {kind: make_loader(kind, images, arguments.batch, [key], mesh) for kind in LOADERS}
+
+    def empty(loader: Loader) -> None:
+        for batch in loader(0, 0):
+            batch.block_until_ready()
+
+    whole = arguments.images // arguments.batch * arguments.batch
+    alone = measure.seconds_in_turns(
+        {kind: (lambda loader=loader: empty(loader)) for kind, loader in loaders.items()},
+        arguments.rounds,
+        warm_up=1,
+    )
+    training = _training_seconds(arguments, loaders, mesh, key)
+    rows, summary = [], {}
+    fixed = training.pop("one batch")
+    for kind in LOADERS:
+        rate = measure.spread(alone[kind], whole)
+        waits = 1 - float(np.median(fixed) / np.median(training[kind]))
+        rows.append(
+            {
+                "loader": kind,
+                "batch": arguments.batch,
+                "alone_images_per_second": rate,
+                "training_images_per_second": measure.spread(
+                    training[kind], arguments.steps * arguments.batch
+                ),
+                "training_on_one_batch_images_per_second": measure.spread(
+                    fixed, arguments.steps * arguments.batch
+                ),
+                "waiting_share": waits,
+            }
+        )
+        summary[f"{kind}_images_per_second"] = rate["median"]
+        summary[f"{kind}_waiting_share"] = waits
+    measure.report(arguments, summary, rows)
+
+
+def _training_seconds(
+    arguments: argparse.Namespace,
+    loaders: dict[str, Loader],
+    mesh: jax.sharding.Mesh,
+    key: jax.Array,
+) -> dict[str, np.ndarray]:
+    """Seconds of `--steps` steps on batches of each loader, and on one batch again and again."""
+    config = default.get_config()
+    config.update(figure3.nets()["depth10/asymmetric-pool"])
+    config.model.width, config.train.batch = arguments.width, arguments.batch
+    half = np.full(3, 0.5, np.float32)
+    net = train.new_net(config, (32, 32, 3), half, half / 2, mesh)
+    state = sgd.initial_state(net, sgd.make_optimizer(config.train, 1000), mesh)
+    step, _ = sgd.compile_step(config, net, state, sgd.Phase(0, 1000, None), (32, 32, 3), mesh)
+    key = jax.device_put(key, sharding.replicated(mesh))
+    same = next(iter(loaders["resident"](0, 0)))
+
+    def run(loader: Loader | None) -> None:
+        nonlocal state
+        batches = iter([same] * arguments.steps) if loader is None else loader(0, 0)
+        for _, batch in zip(range(arguments.steps), batches, strict=False):
+            state, _ = step(state, batch, key)
+        jax.block_until_ready(state)
+
+    work = {"one batch": lambda: run(None)}
+    work |= {kind: (lambda loader=loader: run(loader)) for kind, loader in loaders.items()}
+    return measure.seconds_in_turns(work, arguments.rounds, warm_up=1)
+
+
+def _parse() -> argparse.Namespace:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--images", type=int, default=50_000)
+    parser.add_argument("--batch", type=int, default=160)
+    parser.add_argument("--width", type=int, default=16, help="of the 10-layer net that is trained")
+    parser.add_argument("--steps", type=int, default=20, help="of training in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.images, arguments.steps, arguments.rounds = 5_000, 5, 3
+    if arguments.steps * arguments.batch > arguments.images:
+        parser.error("--steps x --batch must not be more than --images")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

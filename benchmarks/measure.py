@@ -1,0 +1,123 @@
+"""What the benchmarks share: flags, timing in turns, the machine they ran on, and their JSON."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+VARIANTS = {"unpooled": "asymmetric", "pooled": "asymmetric-pool"}  # nets of Figure 3
+MATRIX = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # side of the product that measures the ceiling
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """With the flags that every benchmark takes."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--quick", action="store_true", help="at most a minute on two cores")
+    made.add_argument("--json", type=Path, help="write what was found to this file")
+    made.add_argument(
+        "--devices", type=int, help="devices to use; default: all. On a CPU they are virtual"
+    )
+    return made
+
+
+def set_devices(count: int | None) -> None:
+    """Make so many virtual CPU devices; before JAX first looks for devices."""
+    if count and os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
+        jax.config.update("jax_num_cpu_devices", count)
+
+
+def seconds_in_turns(
+    work: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 2
+) -> dict[str, np.ndarray]:
+    """Time functions alternately, so that what else the machine does falls on all of them.
+
+    Args:
+        work: by name; each returns when its work is done, not when it is started.
+        rounds: how often each is timed.
+        warm_up: calls before that, not timed.
+
+    Returns:
+        Seconds of each call, by name, float64 [rounds].
+    """
+    for run in work.values():
+        for _ in range(warm_up):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(rounds):
+        for name, run in work.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def spread(seconds: np.ndarray, amount: float) -> dict[str, float]:
+    """Median rate of `amount` per call, and its quartiles: {"median", "low", "high"}."""
+    low, median, high = np.percentile(amount / seconds, [25, 50, 75])
+    return {"median": float(median), "low": float(low), "high": float(high)}
+
+
+def matmul_flops(dtype: str, rounds: int = 10) -> float:
+    """FLOP/s of a large matrix product on one device: the ceiling that shares refer to."""
+    side = MATRIX[jax.default_backend()]
+    matrix = jnp.ones((side, side), dtype)
+    multiply = jax.jit(lambda a: a @ a)
+    work = {"matmul": lambda: jax.block_until_ready(multiply(matrix))}
+    return 2 * side**3 / float(np.median(seconds_in_turns(work, rounds)["matmul"]))
+
+
+def machine() -> dict[str, Any]:
+    """Where this runs: processor, devices, versions, flags."""
+    names = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "python": platform.python_version(),
+        "versions": versions,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
+
+
+def report(
+    arguments: argparse.Namespace, summary: dict[str, float | None], rows: list[dict[str, Any]]
+) -> None:
+    """Print the summary, and write it with all rows and the machine to `--json`.
+
+    Args:
+        arguments: parsed ones.
+        summary: the figures by name; None for what was not measured.
+        rows: one for each thing that was timed.
+    """
+    for name, value in summary.items():
+        print(f"{name:32} {'not measured' if value is None else f'{value:,.4g}'}")
+    if arguments.json:
+        given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()}
+        content = {"summary": summary, "arguments": given, "machine": machine(), "rows": rows}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
