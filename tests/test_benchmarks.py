@@ -1,0 +1,79 @@
+"""The benchmarks run, at a small size, and write what they are asked for."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import measure, table  # noqa: E402
+
+TINY = {
+    "train_throughput": ["--width=4", "--batches=4", "--rounds=2"],
+    "encode_throughput": ["--depths=10", "--images=8", "--batch=4", "--rounds=1"],
+    "input_pipeline": ["--images=64", "--batch=8", "--width=4", "--steps=2", "--rounds=1"],
+    "compile_time": ["--depths=10", "--width=4", "--batch=4"],
+}
+NAMED = {
+    "train_throughput": {
+        "ratio_to_torch_unpooled",
+        "ratio_to_torch_pooled",
+        "images_per_second",
+        "share_of_ceiling",
+        "compile_seconds",
+    },
+    "encode_throughput": {"images_per_second"},
+    "input_pipeline": {"resident_images_per_second", "host_waiting_share"},
+    "compile_time": {"depth10_cold_seconds", "depth10_warm_seconds"},
+}
+
+
+def run(name: str, *arguments: str, json_file: Path) -> dict:
+    command = [sys.executable, f"benchmarks/{name}.py", f"--json={json_file}", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(json_file.read_text())
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_benchmark_writes_its_figures_rows_and_machine(name, tmp_path):
+    found = run(name, *TINY[name], json_file=tmp_path / "found.json")
+    assert NAMED[name] <= found["summary"].keys()
+    measured = [value for value in found["summary"].values() if value is not None]
+    assert np.isfinite(measured).all()
+    assert found["rows"]
+    assert found["machine"]["versions"]["jax"]
+    assert all(name in table.table(tmp_path) for name in found["summary"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+def test_pytorchs_net_has_our_parameters_and_reaches_our_loss(tmp_path):
+    # The benchmark itself stops if they differ.
+    arguments = [*TINY["train_throughput"], "--peer=torch"]
+    found = run("train_throughput", *arguments, json_file=tmp_path / "found.json")
+    assert found["summary"]["ratio_to_torch_unpooled"] > 0
+    assert found["summary"]["ratio_to_torch_pooled"] > 0
+
+
+def test_functions_are_timed_alternately_after_their_warm_up():
+    calls = []
+    work = {name: (lambda name=name: calls.append(name)) for name in "ab"}
+    seconds = measure.seconds_in_turns(work, rounds=3, warm_up=2)
+    assert "".join(calls) == "aabb" + "ababab"
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_a_rate_is_the_median_with_its_quartiles():
+    rate = measure.spread(np.array([1.0, 2.0, 4.0, 5.0, 10.0]), amount=20)
+    assert rate == {"median": 5.0, "low": 4.0, "high": 10.0}
+
+
+def test_a_folder_without_benchmarks_has_no_table(tmp_path):
+    with pytest.raises(ValueError, match="no JSON file"):
+        table.table(tmp_path)
