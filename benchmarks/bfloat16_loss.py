@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchmarks`
 
+import jax
 import ml_collections
 import numpy as np
 from air_jax.configs import default, figure3
@@ -27,7 +28,7 @@ DTYPES = ("float32", "bfloat16")
 def main() -> None:
     arguments = _parse()
     measure.set_devices(arguments.devices)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(jax.devices()[: arguments.devices])
     rows = []
     for seed in arguments.seeds:
         for dtype in DTYPES:

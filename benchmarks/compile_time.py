@@ -23,7 +23,7 @@ from benchmarks import measure
 def main() -> None:
     arguments = _parse()
     measure.set_devices(arguments.devices)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(jax.devices()[: arguments.devices])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     rows = []
     for depth in arguments.depths:

@@ -24,7 +24,7 @@ from benchmarks import measure
 def main() -> None:
     arguments = _parse()
     measure.set_devices(arguments.devices)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(jax.devices()[: arguments.devices])
     shape = (arguments.images, 32, 32, 3)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     rows = []

@@ -95,7 +95,7 @@ def _linear(params: Any) -> nn.Linear:
 
 def make_step(
     net: models.Net, config: ml_collections.ConfigDict, total_steps: int
-) -> tuple[Callable[[np.ndarray], torch.Tensor], int]:
+) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
     """A function that trains, as `sgd.train_step` does, and the number of parameters it trains.
 
     Args:
@@ -104,7 +104,8 @@ def make_step(
         total_steps: of the learning rate's schedule.
 
     Returns:
-        step(images uint8 [B, S, S, C]) -> loss [], not yet waited for on a GPU; and the count.
+        step(images uint8 [B, S, S, C], on the device or not) -> loss [], not yet waited for on a
+        GPU; and the count.
 
     Raises:
         ValueError: the peer knows no such net.
@@ -131,12 +132,11 @@ def make_step(
     loss_of = torch.compile(peer.loss)
     done = 0
 
-    def step(images: np.ndarray) -> torch.Tensor:
+    def step(images: torch.Tensor) -> torch.Tensor:
         nonlocal done
-        on_device = torch.from_numpy(images).to(device, non_blocking=True)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device, torch.bfloat16, enabled=train.dtype == "bfloat16"):
-            loss = loss_of(on_device)
+            loss = loss_of(images.to(device))
         loss.backward()
         if train.clip_norm:
             nn.utils.clip_grad_norm_(parameters, train.clip_norm)

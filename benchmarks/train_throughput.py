@@ -35,7 +35,7 @@ TOLERANCE = {"float32": 0.01, "bfloat16": 0.05}  # of the loss after them
 def main() -> None:
     arguments = _parse()
     measure.set_devices(arguments.devices)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(jax.devices()[: arguments.devices])
     peers = [None] if arguments.peer is None else [None, arguments.peer]
     ceiling = measure.matmul_flops(arguments.dtype)
     print(f"matrix product, {arguments.dtype}: {ceiling / 1e12:.3g} TFLOP/s a device")
@@ -97,9 +97,7 @@ def _measure(
     run, made = _our_step(config, net, images, mesh)
     steps = {None: run}
     if "torch" in peers:
-        from benchmarks import torch_peer
-
-        steps["torch"], parameters = _torch_step(torch_peer, config, net, images)
+        steps["torch"], parameters = _torch_step(config, net, images)
         if parameters != models.count_parameters(net.params):
             raise ValueError(f"PyTorch trains {parameters:,} parameters, we {made['parameters']:,}")
         _check_losses(run, steps["torch"], arguments.dtype)
@@ -178,10 +176,16 @@ def _our_step(
 
 
 def _torch_step(
-    torch_peer: Any, config: ml_collections.ConfigDict, net: models.Net, images: np.ndarray
+    config: ml_collections.ConfigDict, net: models.Net, images: np.ndarray
 ) -> tuple[Callable[[], float], int]:
+    """As `_our_step` in PyTorch, the batch on the device too; and the number of parameters."""
+    import torch  # only with --peer
+
+    from benchmarks import torch_peer
+
     step, parameters = torch_peer.make_step(net, config, TOTAL_STEPS)
-    return lambda: float(step(images)), parameters
+    batch = torch.from_numpy(images).to("cuda" if torch.cuda.is_available() else "cpu")
+    return lambda: float(step(batch)), parameters
 
 
 def _check_losses(ours: Callable[[], float], theirs: Callable[[], float], dtype: str) -> None:
