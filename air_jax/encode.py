@@ -1,5 +1,6 @@
 """Images to codes: the encoder alone, as section III.2 keeps it; and what the decoder makes."""
 
+import collections
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from jax.sharding import Mesh
 from air_jax import sharding
 from air_jax.models import Net
 from air_jax.progress import Progress
+
+AHEAD = 4  # batches
 
 
 def validate(batch: int, devices: int) -> None:
@@ -115,21 +118,22 @@ def _map_batches(
 ) -> np.ndarray:
     """`function(net, *batches)` over equally long arrays, padded to whole batches.
 
-    One batch is always under way while the results of the one before are fetched.
+    `AHEAD` batches are under way while the result of the one before them is fetched: copies, both
+    ways, overlap with computation.
     """
     size = len(arrays[0])
     results: list[np.ndarray] = []
-    under_way: jax.Array | None = None
+    under_way: collections.deque[jax.Array] = collections.deque()
     progress = Progress(label, size) if label else None
     for start in range(0, size, batch):
         parts = [_padded(array[start : start + batch], batch) for array in arrays]
-        result = function(net, *jax.device_put(parts, sharding.by_rows(mesh)))
-        if under_way is not None:
-            results.append(np.asarray(under_way))
-        under_way = result
+        under_way.append(function(net, *jax.device_put(parts, sharding.by_rows(mesh))))
+        under_way[-1].copy_to_host_async()
+        if len(under_way) > AHEAD:
+            results.append(np.asarray(under_way.popleft()))
         if progress:
             progress.advance(min(batch, size - start))
-    results.append(np.asarray(under_way))
+    results += map(np.asarray, under_way)
     if progress:
         progress.close()
     return np.concatenate(results)[:size]

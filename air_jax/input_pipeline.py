@@ -7,31 +7,63 @@ uninterrupted one sees.
 """
 
 import collections
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from air_jax.sharding import by_columns, by_rows, replicated
+from air_jax.sharding import by_columns, by_rows, of_steps, replicated
 
 LOADERS = ("auto", "resident", "tfdata", "host")
 
-# loader(epoch, first) yields the batches of an epoch from its batch number `first` on.
-Loader = Callable[[int, int], Iterator[jax.Array]]
+
+class Batches(NamedTuple):
+    """The batches of several steps, as positions in a set that lies on the devices.
+
+    Attributes:
+        images: the set [N, S, S, C] uint8, whole on each device.
+        positions: [steps, B] int32; of several nets [steps, nets, B].
+    """
+
+    images: jax.Array
+    positions: jax.Array
+
+
+# loader(first, last) yields what each call of the step takes, for the steps from first to last.
+Loader = Callable[[int, int], Iterator[jax.Array | Batches]]
 
 
 def epoch_order(key: jax.Array, epoch: int, size: int) -> np.ndarray:
     """A permutation of `range(size)`, int32 [size]: the order of the images in an epoch."""
-    return np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), size))
+    # On the CPU: on an accelerator it would stand in line behind the steps under way.
+    with jax.default_device(_host()):
+        key = jax.device_put(key, _host())
+        return np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), size))
+
+
+def _host() -> jax.Device | None:
+    """The CPU, also beside an accelerator; None (the default device) where JAX is kept off it."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
 
 
 def make_loader(
-    kind: str, images: np.ndarray, batch_size: int, keys: Sequence[jax.Array], mesh: Mesh
+    kind: str,
+    images: np.ndarray,
+    batch_size: int,
+    keys: Sequence[jax.Array],
+    mesh: Mesh,
+    steps_per_batch: int = 1,
+    steps_per_call: int = 1,
 ) -> Loader:
-    """Make a function that yields the batches of any epoch.
+    """Make a function that yields the batches of any steps.
 
     Args:
         kind: one of `LOADERS`; "auto" is "resident" if the images fit on each device beside the
@@ -40,54 +72,85 @@ def make_loader(
         batch_size: images in a batch.
         keys: of the order; one for each net that is trained.
         mesh: batches are split over its devices.
+        steps_per_batch: steps on each batch before the next.
+        steps_per_call: how many steps' batches are given at once.
 
     Returns:
-        `loader(epoch, first)`: an iterator over uint8 [batch_size, S, S, C] on the devices; with
-        several keys [len(keys), batch_size, S, S, C], each net's in its own order.
+        `loader(first, last)`: an iterator over uint8 [batch_size, S, S, C] on the devices, one for
+        each step from `first` to before `last`; with several keys [len(keys), batch_size, S, S, C],
+        each net's in its own order. With several steps in a call, over `Batches` of so many steps
+        each, the last of what is left.
+
+    Raises:
+        ValueError: an unknown kind, or several steps in a call of images not on the devices.
     """
-    if kind == "auto":
-        kind = "resident" if resident(kind, images, mesh) else "host"
-    streams = {"resident": _resident_stream, "host": _host_stream, "tfdata": _tfdata_stream}
-    if kind not in streams:
+    if kind not in LOADERS:
         raise ValueError(f"data.loader={kind!r}: expected one of {', '.join(LOADERS)}")
-    sharding = by_rows(mesh) if len(keys) == 1 else by_columns(mesh)
-    stream = streams[kind](images, mesh, sharding)
-    steps = len(images) // batch_size
+    if resident(kind, images, mesh):
+        kind = "resident"
+    elif steps_per_call > 1:
+        raise ValueError(
+            f"train.steps_per_call={steps_per_call} needs the images on the devices, but "
+            f"data.loader={kind!r} streams them; expected 1, or data.loader='resident'"
+        )
+    rows = by_rows if len(keys) == 1 else by_columns
+    if kind == "tfdata":
+        stream = _tfdata_stream(images, rows(mesh))
+    elif kind == "resident":
+        stream = _resident_stream(images, mesh, rows(mesh), steps_per_call)
+    else:
+        stream = _host_stream(images, rows(mesh))
+    per_epoch = len(images) // batch_size
 
-    def load(epoch: int, first: int = 0) -> Iterator[jax.Array]:
-        chosen = slice(first * batch_size, steps * batch_size)
-        orders = [epoch_order(key, epoch, len(images))[chosen] for key in keys]
-        batches = [order.reshape(-1, batch_size) for order in orders]
-        return stream(batches[0] if len(keys) == 1 else np.stack(batches, axis=1))
+    def positions(first: int, last: int) -> Iterator[np.ndarray]:
+        orders: dict[int, np.ndarray] = {}
+        for step in range(first, last):
+            epoch, batch = divmod(step // steps_per_batch, per_epoch)
+            if epoch not in orders:
+                order = np.stack([epoch_order(key, epoch, len(images)) for key in keys])
+                orders = {epoch: order}
+            at = orders[epoch][:, batch * batch_size : (batch + 1) * batch_size]
+            yield at[0] if len(keys) == 1 else at
 
-    return load
+    return lambda first, last: stream(positions(first, last))
 
 
-# stream(positions [steps, ...]) yields the batches of images at these positions.
-_Stream = Callable[[np.ndarray], Iterator[jax.Array]]
+# stream(positions of each step) yields what each call of the step takes.
+_Stream = Callable[[Iterator[np.ndarray]], Iterator[jax.Array | Batches]]
 
 
-def _resident_stream(images: np.ndarray, mesh: Mesh, sharding: NamedSharding) -> _Stream:
+def _resident_stream(
+    images: np.ndarray, mesh: Mesh, rows: NamedSharding, steps_per_call: int
+) -> _Stream:
     on_device = jax.device_put(images, replicated(mesh))
-    take = jax.jit(lambda images, batch: images[batch], out_shardings=sharding)
-    return lambda positions: (take(on_device, batch) for batch in positions)
+    if steps_per_call == 1:
+        take = jax.jit(lambda images, batch: images[batch], out_shardings=rows)
+        return lambda positions: (take(on_device, batch) for batch in positions)
+
+    def stream(positions: Iterator[np.ndarray]) -> Iterator[Batches]:
+        while steps := list(itertools.islice(positions, steps_per_call)):
+            yield Batches(on_device, jax.device_put(np.stack(steps), of_steps(rows)))
+
+    return stream
 
 
-def _host_stream(images: np.ndarray, mesh: Mesh, sharding: NamedSharding) -> _Stream:
-    return lambda positions: prefetch((images[batch] for batch in positions), sharding)
+def _host_stream(images: np.ndarray, rows: NamedSharding) -> _Stream:
+    return lambda positions: prefetch((images[batch] for batch in positions), rows)
 
 
-def _tfdata_stream(images: np.ndarray, mesh: Mesh, sharding: NamedSharding) -> _Stream:
+def _tfdata_stream(images: np.ndarray, rows: NamedSharding) -> _Stream:
     tf = import_tensorflow()
     source = tf.constant(images)
 
-    def stream(positions: np.ndarray) -> Iterator[jax.Array]:
+    def stream(positions: Iterator[np.ndarray]) -> Iterator[jax.Array]:
         batches = (
-            tf.data.Dataset.from_tensor_slices(positions)
+            tf.data.Dataset.from_generator(
+                lambda: positions, output_signature=tf.TensorSpec(None, tf.int32)
+            )
             .map(lambda batch: tf.gather(source, batch), tf.data.AUTOTUNE)
             .prefetch(2)
         )
-        return prefetch(batches.as_numpy_iterator(), sharding)
+        return prefetch(batches.as_numpy_iterator(), rows)
 
     return stream
 

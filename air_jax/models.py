@@ -5,6 +5,7 @@ An autoencoder of `depth` layers is `depth / 2` convolutions, a 128-d code, and 
 things: whether the encoder pools, and where shortcuts lead.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -157,6 +158,20 @@ def _upsample(x: jax.Array) -> jax.Array:
     return x.reshape(batch, 2 * height, 2 * width, channels)
 
 
+def _segments(layers: int, remat: bool) -> list[range]:
+    """Layers, from 1, in stretches whose activations are computed again together.
+
+    The square root of their number: as many maps are kept between stretches as within one.
+    """
+    length = math.isqrt(layers) if remat else layers
+    return [range(i, min(i + length, layers + 1)) for i in range(1, layers + 1, length)]
+
+
+def _rematerialised(some_layers: Callable[..., Any], remat: bool) -> Callable[..., Any]:
+    """A method (self, layers, ...), of which the backward pass keeps only what goes in."""
+    return nnx.remat(some_layers, static_argnums=1) if remat else some_layers
+
+
 class Encoder(nnx.Module):
     """Images [B, S, S, C] -> codes [B, code_dim]. What is kept after training (section III.2)."""
 
@@ -173,11 +188,13 @@ class Encoder(nnx.Module):
         pools: int = 3,
         code: str = "dense",
         norm: str = "none",
+        remat: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         layers = depth // 2
         size, _, channels = image_shape
+        self.remat = remat
         self.asymmetric = skip == "asymmetric"
         self.code = code
         self.pooled_after = pooling_layers(depth, pool, pools)
@@ -212,18 +229,11 @@ class Encoder(nnx.Module):
         Asymmetric shortcuts (section III.1): the first layer's maps, brought to size by the same
         max poolings, are added before the ReLU of every second later layer.
         """
-        maps = [images]
-        first = None
-        for layer, conv in enumerate(self.convs, start=1):
-            takes_shortcut = self.asymmetric and layer >= 2 and layer % 2 == 0
-            x = conv(maps[-1], first if takes_shortcut else None)
-            if layer == 1:
-                first = x
-            if layer in self.pooled_after:
-                first = _max_pool(first)
-                # After layer 1 the maps and the shortcut are the same array: pool it once.
-                x = first if layer == 1 else _max_pool(x)
-            maps.append(x)
+        maps, first = [images], None
+        for layers in _segments(len(self.convs), self.remat):
+            run = _rematerialised(Encoder._some_layers, self.remat)
+            made, first = run(self, layers, maps[-1], first)
+            maps += made
         features = maps[-1]
         if self.code == "pooled":
             features = features.mean(axis=(1, 2))
@@ -231,6 +241,23 @@ class Encoder(nnx.Module):
             features = features.reshape(features.shape[0], -1)
         codes = self.project(features)
         return codes.reshape(codes.shape[0], -1), maps
+
+    def _some_layers(
+        self, layers: range, x: jax.Array, first: jax.Array | None
+    ) -> tuple[list[jax.Array], jax.Array]:
+        """The maps of `layers` from x, what the first of them reads; and the next shortcut."""
+        maps = []
+        for layer in layers:
+            takes_shortcut = self.asymmetric and layer >= 2 and layer % 2 == 0
+            x = self.convs[layer - 1](x, first if takes_shortcut else None)
+            if layer == 1:
+                first = x
+            if layer in self.pooled_after:
+                first = _max_pool(first)
+                # After layer 1 the maps and the shortcut are the same array: pool it once.
+                x = first if layer == 1 else _max_pool(x)
+            maps.append(x)
+        return maps, first
 
 
 class Decoder(nnx.Module):
@@ -250,10 +277,12 @@ class Decoder(nnx.Module):
         skip_into: str = "encoder",
         norm: str = "none",
         input_residual: bool = False,
+        remat: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
         layers = depth // 2
+        self.remat = remat
         size, _, channels = image_shape
         self.symmetric = skip == "symmetric"
         self.asymmetric = skip == "asymmetric" and skip_into == "both"
@@ -295,7 +324,16 @@ class Decoder(nnx.Module):
         output around the code.
         """
         x = self.expand(codes).reshape(-1, *self.map_shape)
-        for layer, deconv in enumerate(self.deconvs, start=1):
+        for layers in _segments(len(self.deconvs), self.remat):
+            run = _rematerialised(Decoder._some_layers, self.remat)
+            x = run(self, layers, x, maps)
+        if len(self.deconvs) + 1 in self.upsampled_before:
+            x = _upsample(x)
+        return self.to_image(x, maps[0] if self.input_residual else None)
+
+    def _some_layers(self, layers: range, x: jax.Array, maps: list[jax.Array]) -> jax.Array:
+        """What the last of `layers` makes of x."""
+        for layer in layers:
             if layer in self.upsampled_before:
                 x = _upsample(x)
             shortcut = None
@@ -303,10 +341,8 @@ class Decoder(nnx.Module):
                 shortcut = maps[len(self.deconvs) + 1 - layer]
             elif layer % 2 and self.asymmetric:
                 shortcut = _max_pool(maps[1], maps[1].shape[1] // x.shape[1])
-            x = deconv(x, shortcut)
-        if len(self.deconvs) + 1 in self.upsampled_before:
-            x = _upsample(x)
-        return self.to_image(x, maps[0] if self.input_residual else None)
+            x = self.deconvs[layer - 1](x, shortcut)
+        return x
 
     def undo(self, layer: int, maps: jax.Array) -> jax.Array:
         """What convolution `layer` (from 1) read, from its maps, by the deconvolution it mirrors.
@@ -338,6 +374,8 @@ class Autoencoder(nnx.Module):
             "conv" (a 1x1 convolution whose outputs, flattened, are the code).
         norm: "none", "batch" or "group", after every convolution but the last.
         input_residual: RED-Net's shortcut from the input image to the output.
+        remat: compute activations anew in the backward pass, in stretches of layers, rather than
+            keep them all: less memory, more time, the same gradients.
         dtype: of computation; parameters are float32.
         rngs: for initialisation.
 
@@ -360,6 +398,7 @@ class Autoencoder(nnx.Module):
         code: str = "dense",
         norm: str = "none",
         input_residual: bool = False,
+        remat: bool = False,
         dtype: jnp.dtype = jnp.float32,
         rngs: nnx.Rngs,
     ):
@@ -375,10 +414,9 @@ class Autoencoder(nnx.Module):
             "norm": norm,
         }
         validate(**shape, skip_into=skip_into, code=code, input_residual=input_residual)
-        self.encoder = Encoder(**shape, code=code, dtype=dtype, rngs=rngs)
-        self.decoder = Decoder(
-            **shape, skip_into=skip_into, input_residual=input_residual, dtype=dtype, rngs=rngs
-        )
+        made = {"remat": remat, "dtype": dtype, "rngs": rngs}
+        self.encoder = Encoder(**shape, code=code, **made)
+        self.decoder = Decoder(**shape, skip_into=skip_into, input_residual=input_residual, **made)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Standardised images [B, S, S, C] -> their reconstructions, same shape."""

@@ -13,7 +13,7 @@ PROFILED_STEPS = 5
 
 
 class Profile:
-    """Traces `PROFILED_STEPS` steps of this process, after `SKIPPED_STEPS`.
+    """Traces `PROFILED_STEPS` steps of this process after `SKIPPED_STEPS`, or more: whole calls.
 
     Within a `with` block; a trace that an exception cuts short is written as far as it is.
 
@@ -23,19 +23,20 @@ class Profile:
 
     def __init__(self, directory: Path | None):
         self._directory = directory
-        self._steps = 0
+        self._steps = self._from = 0
         self._tracing = False
 
-    def before_step(self) -> None:
-        """Start the trace if this step is the first in it."""
-        if self._directory and self._steps == SKIPPED_STEPS:
+    def before_call(self) -> None:
+        """Start the trace if this call of the step is the first in it."""
+        if self._directory and not self._from and self._steps >= SKIPPED_STEPS:
+            self._from = self._steps
             jax.profiler.start_trace(str(self._directory), create_perfetto_trace=True)
             self._tracing = True
 
-    def after_step(self, state: Any) -> None:
-        """Write the trace if this step was the last in it; only then wait for `state`."""
-        self._steps += 1
-        if self._tracing and self._steps == SKIPPED_STEPS + PROFILED_STEPS:
+    def after_call(self, state: Any, steps: int) -> None:
+        """Write the trace if this call, of `steps`, was the last in it; only then wait."""
+        self._steps += steps
+        if self._tracing and self._steps - self._from >= PROFILED_STEPS:
             jax.block_until_ready(state)
             self._stop()
 
@@ -54,4 +55,4 @@ class Profile:
     def _stop(self) -> None:
         self._tracing = False
         jax.profiler.stop_trace()
-        say(f"train: trace of {self._steps - SKIPPED_STEPS} steps in {self._directory}")
+        say(f"train: trace of {self._steps - self._from} steps in {self._directory}")

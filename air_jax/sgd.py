@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from air_jax import models, sharding
+from air_jax.input_pipeline import Batches
 from air_jax.models import Net
 
 MASK_BLOCK = 4  # pixels
@@ -209,6 +210,8 @@ def compile_step(
     image_shape: tuple[int, int, int],
     mesh: Mesh,
     together: int = 1,
+    steps: int = 1,
+    resident_images: int = 0,
 ) -> tuple[jax.stages.Compiled, float]:
     """Compile `train_step` ahead of time: the state donated, the batch split over the mesh.
 
@@ -221,11 +224,14 @@ def compile_step(
         mesh: devices to train on.
         together: nets that are trained at once (`vmap`); state, images and key then have a leading
             axis for them.
+        steps: done in one call. Several are a loop on the device.
+        resident_images: of the set that they take their batches from.
 
     Returns:
-        step(state, images [B, S, S, C] uint8, key) and the seconds that compiling took.
+        run(state, batch, key) and the seconds that compiling took. `batch` is [B, S, S, C] uint8,
+        or `Batches` of several steps; the metrics that it returns have a leading axis for steps.
     """
-    step = partial(
+    one_step = partial(
         train_step,
         net=net,
         optimizer=make_optimizer(config.train, phase.end - phase.start),
@@ -233,15 +239,45 @@ def compile_step(
         corruption_amount=config.train.corruption_amount,
         pair=phase.pair,
     )
-    batch_shape, keys = (config.train.batch, *image_shape), jax.random.key(0)
-    whole, rows = sharding.replicated(mesh), sharding.by_rows(mesh)
+    rows, of_nets, keys = sharding.by_rows(mesh), (), jax.random.key(0)
     if together > 1:
-        step, rows = jax.vmap(step), sharding.by_columns(mesh)
-        batch_shape, keys = (together, *batch_shape), jnp.stack([keys] * together)
+        one_step, rows = jax.vmap(one_step), sharding.by_columns(mesh)
+        of_nets, keys = (together,), jnp.stack([keys] * together)
+    whole, batch = sharding.replicated(mesh), (*of_nets, config.train.batch)
+
+    # The names are those that profiles and logs of compilations show.
+    def train_one_step(
+        state: TrainState, images: jax.Array, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        state, metrics = one_step(state, images, key)
+        return state, {name: value[None] for name, value in metrics.items()}
+
+    def train_steps(
+        state: TrainState, batches: Batches, key: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        def body(
+            state: TrainState, positions: jax.Array
+        ) -> tuple[TrainState, dict[str, jax.Array]]:
+            images = jax.lax.with_sharding_constraint(batches.images[positions], rows)
+            return one_step(state, images, key)
+
+        return jax.lax.scan(body, state, batches.positions)
+
+    if steps == 1:
+        function, split = train_one_step, rows
+        shapes = jax.ShapeDtypeStruct((*batch, *image_shape), jnp.uint8)
+    else:
+        function, split = train_steps, Batches(whole, sharding.of_steps(rows))
+        shapes = Batches(
+            jax.ShapeDtypeStruct((resident_images, *image_shape), jnp.uint8),
+            jax.ShapeDtypeStruct((steps, *batch), jnp.int32),
+        )
     jitted = jax.jit(
-        step, donate_argnums=0, in_shardings=(whole, rows, whole), out_shardings=(whole, whole)
+        function,
+        donate_argnums=0,
+        in_shardings=(whole, split, whole),
+        out_shardings=(whole, whole),
     )
-    batch = jax.ShapeDtypeStruct(batch_shape, jnp.uint8)
     started = time.monotonic()
-    compiled = jitted.lower(state, batch, keys).compile()
+    compiled = jitted.lower(state, shapes, keys).compile()
     return compiled, time.monotonic() - started

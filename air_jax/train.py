@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import itertools
 import json
 import math
 import signal
@@ -24,7 +23,7 @@ from jax.sharding import Mesh
 from air_jax import models, sharding
 from air_jax.checkpoint import Checkpoints
 from air_jax.files import write_json
-from air_jax.input_pipeline import Loader, make_loader
+from air_jax.input_pipeline import make_loader, resident
 from air_jax.models import Net
 from air_jax.profiling import Profile
 from air_jax.progress import Progress, duration, say
@@ -82,7 +81,13 @@ def validate(config: ml_collections.ConfigDict, training_images: int, devices: i
         raise ValueError(f"train.learning_rate={train.learning_rate}: expected a positive number")
     if not 0 <= train.momentum < 1:
         raise ValueError(f"train.momentum={train.momentum}: expected from 0 to below 1")
-    for key in ("weight_decay", "clip_norm", "warmup_steps", "corruption_amount"):
+    for key in (
+        "weight_decay",
+        "clip_norm",
+        "warmup_steps",
+        "corruption_amount",
+        "steps_per_call",
+    ):
         if not train[key] >= 0:
             raise ValueError(f"train.{key}={train[key]}: expected 0 or more")
     if (train.corruption == "none") != (train.corruption_amount == 0):
@@ -132,6 +137,22 @@ def count_steps(train: ml_collections.ConfigDict, training_images: int) -> int:
     return training_images // train.batch * train.steps_per_batch * train.epochs
 
 
+def steps_per_call(config: ml_collections.ConfigDict, images: np.ndarray, mesh: Mesh) -> int:
+    """How many steps the devices do in one call: `train.steps_per_call`, or for 0 what is best.
+
+    On an accelerator that the images [N, S, S, C] lie on that is an epoch, or as many steps as
+    there are between checkpoints if that is fewer; one else. On a CPU a loop of steps takes
+    several times as long as the same steps called one by one (`benchmarks/NOTES.md`).
+    """
+    if config.train.steps_per_call:
+        return config.train.steps_per_call
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    if on_cpu or not resident(config.data.loader, images, mesh):
+        return 1
+    epoch = len(images) // config.train.batch * config.train.steps_per_batch
+    return min(epoch, config.log.checkpoint_steps)
+
+
 def plan_phases(train: ml_collections.ConfigDict, depth: int, training_images: int) -> list[Phase]:
     """The phases of a training: one, or with `schedule="greedy"` one for each pair of layers first.
 
@@ -167,6 +188,7 @@ def new_net(
         **config.model,
         image_shape=image_shape,
         dtype=jnp.dtype(config.train.dtype),
+        remat=config.train.remat,
         rngs=nnx.Rngs(config.seed),
     )
     return jax.device_put(models.make_net(model, mean, std), sharding.replicated(mesh))
@@ -273,9 +295,16 @@ def train_together(
             return results()
         keys = [jax.random.split(jax.random.key(seed)) for seed in directories]
         noise_key = _joined([noise for _, noise in keys], mesh)
-        load = make_loader(config.data.loader, images, batch, [order for order, _ in keys], mesh)
-        per_epoch = len(images) // batch
-        batches = _batches(load, step, total_steps, per_epoch, config.train.steps_per_batch)
+        per_call = steps_per_call(config, images, mesh)
+        load = make_loader(
+            config.data.loader,
+            images,
+            batch,
+            [order for order, _ in keys],
+            mesh,
+            config.train.steps_per_batch,
+            per_call,
+        )
         logs = [
             stack.enter_context(
                 contextlib.closing(
@@ -319,26 +348,41 @@ def train_together(
                     if step == phase.start:
                         optimizer = make_optimizer(config.train, phase.end - phase.start)
                         state = _with_new_optimiser(state, optimizer, together, mesh)
-                    run_step, compile_seconds = compile_step(
-                        config, nets[0], state, phase, image_shape, mesh, together
-                    )
-                    info["compile_seconds"] += compile_seconds
+                    # What is left over after calls of `per_call` steps is a call of its own.
+                    left = phase.end - step
+                    run = {}
+                    for steps in {min(per_call, left), left % per_call} - {0}:
+                        run[steps], seconds = compile_step(
+                            config,
+                            nets[0],
+                            state,
+                            phase,
+                            image_shape,
+                            mesh,
+                            together,
+                            steps,
+                            len(images),
+                        )
+                        info["compile_seconds"] += seconds
                     before, started = info["seconds"], time.monotonic()
-                    for images_of_step in itertools.islice(batches, phase.end - step):
-                        profile.before_step()
-                        state, metrics = run_step(state, images_of_step, noise_key)
-                        step += 1
-                        profile.after_step(state)
+                    for batches in load(step, phase.end):
+                        steps = min(per_call, phase.end - step)
+                        profile.before_call()
+                        dispatched = time.monotonic()
+                        state, metrics = run[steps](state, batches, noise_key)
+                        step += steps
+                        profile.after_call(state, steps)
                         for log in logs:
-                            log.add(step, metrics)
-                        progress.advance(batch * together, logs[0].note)
-                        if step == estimate_at < total_steps:
+                            log.add(step, metrics, dispatched)
+                        progress.advance(steps * batch * together, logs[0].note)
+                        if step - steps < estimate_at <= step < total_steps:
                             logs[0].settle()
                             say(_estimate(progress))
                         if step == phase.end:
                             jax.block_until_ready(state)
                         info["seconds"] = before + (time.monotonic() - started) / together
-                        due = step % config.log.checkpoint_steps == 0 or step == total_steps
+                        every = config.log.checkpoint_steps
+                        due = step // every > (step - steps) // every or step == total_steps
                         if due or interrupted():
                             save()
                         if interrupted():
@@ -391,19 +435,6 @@ def _check_finite(step: int, state: TrainState) -> None:
         raise NonFiniteError(f"step {step:,}: norm of the parameters {norm}")
 
 
-def _batches(
-    load: Loader, step: int, total_steps: int, per_epoch: int, steps_per_batch: int
-) -> Iterator[jax.Array]:
-    """The batch of every step from `step` on; each is yielded for its `steps_per_batch` steps."""
-    while step < total_steps:
-        number, done = divmod(step, steps_per_batch)
-        for images in load(*divmod(number, per_epoch)):
-            for _ in range(done, steps_per_batch):
-                yield images
-                step += 1
-            done = 0
-
-
 def _estimate(progress: Progress) -> str:
     total = duration(progress.total / progress.rate)
     return f"train: about {total} in all, at {progress.rate:,.0f} images/s"
@@ -423,7 +454,7 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
         if pressed:
             raise KeyboardInterrupt
         pressed = True
-        say("stopping after this step; once more to stop at once")
+        say("stopping after the steps under way; once more to stop at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

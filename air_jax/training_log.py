@@ -48,13 +48,12 @@ class TrainingLog:
         tensorboard: Path | None = None,
         place: int | None = None,
     ):
-        self._place = place
+        self._place, self._step = place, resumed_at
         self.every_steps, self.batch, self.learning_rate = every_steps, batch, learning_rate
         self.note = ""  # the newest loss, for the progress bar
         self._pending: list[tuple[int, dict[str, jax.Array], float]] = []
-        self._window: list[tuple[float, float]] = []
-        self._window_started = time.monotonic()
-        self._last = (resumed_at, self._window_started)  # step, and when it was dispatched
+        self._window: list[tuple[float, float, float]] = []  # loss, gradient norm, seconds
+        self._settled = 0.0  # when metrics were last waited for
         self._file = _reopen(path, resumed_at)
         self._gradients_file = _reopen(gradients, resumed_at)
         self._gradients_at, self._parameters = gradients_at, parameters
@@ -64,34 +63,52 @@ class TrainingLog:
 
             self._tensorboard = SummaryWriter(str(tensorboard))
 
-    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Take the metrics of `step` (counted from 1); at a window's end settle all before it."""
-        if step % self.every_steps == 0:
-            self.settle(through=step - 1)
-        self._pending.append((step, metrics, time.monotonic()))
+    def add(self, step: int, metrics: dict[str, jax.Array], started: float) -> None:
+        """Take the metrics of a call; if a window ends in it, settle all calls before it.
 
-    def settle(self, through: int | None = None) -> None:
-        """Wait for the metrics of all steps up to `through`, and write the windows they end.
+        Args:
+            step: the call's last, counted from 1.
+            metrics: of each of its steps, {"loss": [steps], ...}.
+            started: when it was dispatched (`time.monotonic`).
+        """
+        if step // self.every_steps > (step - len(metrics["loss"])) // self.every_steps:
+            self.settle()
+        self._pending.append((step, metrics, started))
+
+    def settle(self) -> None:
+        """Wait for the metrics of all steps so far, and write the windows they end.
 
         Raises:
             NonFiniteError: one of them is not finite; the message names the step.
         """
-        ready = [p for p in self._pending if through is None or p[0] <= through]
-        self._pending = self._pending[len(ready) :]
-        fetched = jax.device_get([metrics for _, metrics, _ in ready])
-        for (step, _, ended), values in zip(ready, fetched, strict=True):
-            if self._place is not None:
-                values = {key: value[self._place] for key, value in values.items()}
-            loss, grad_norm = float(values["loss"]), float(values["grad_norm"])
-            if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-                raise NonFiniteError(f"step {step:,}: loss {loss}, gradient norm {grad_norm}")
-            self._window.append((loss, grad_norm))
-            self._last = step, ended
-            if step in self._gradients_at:
-                norms = dict(zip(self._parameters, map(float, values["grad_norms"]), strict=True))
-                _append(self._gradients_file, {"step": step, "norms": norms})
-            if step % self.every_steps == 0:
-                self._write()
+        if not self._pending:
+            return
+        fetched = jax.device_get([metrics for _, metrics, _ in self._pending])
+        now = time.monotonic()
+        # Steps share the time since the last were fetched, or these began, evenly.
+        began = max(self._settled, self._pending[0][2])
+        seconds = (now - began) / sum(len(metrics["loss"]) for metrics in fetched)
+        lasts = [step for step, _, _ in self._pending]
+        self._pending, self._settled = [], now
+        for last, metrics in zip(lasts, fetched, strict=True):
+            steps = len(metrics["loss"])
+            for i in range(steps):
+                values = {name: value[i] for name, value in metrics.items()}
+                self._take(last - steps + 1 + i, values, seconds)
+
+    def _take(self, step: int, values: dict[str, np.ndarray], seconds: float) -> None:
+        if self._place is not None:
+            values = {name: value[self._place] for name, value in values.items()}
+        loss, grad_norm = float(values["loss"]), float(values["grad_norm"])
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise NonFiniteError(f"step {step:,}: loss {loss}, gradient norm {grad_norm}")
+        self._window.append((loss, grad_norm, seconds))
+        self._step = step
+        if step in self._gradients_at:
+            norms = dict(zip(self._parameters, map(float, values["grad_norms"]), strict=True))
+            _append(self._gradients_file, {"step": step, "norms": norms})
+        if step % self.every_steps == 0:
+            self._write()
 
     def finish(self) -> None:
         """Settle everything, and write the last window though it may be short."""
@@ -106,23 +123,21 @@ class TrainingLog:
             self._tensorboard.close()
 
     def _write(self) -> None:
-        loss, grad_norm = np.mean(self._window, axis=0)
-        step, ended = self._last
-        images = len(self._window) * self.batch
+        loss, grad_norm, seconds = np.mean(self._window, axis=0)
         line = {
-            "step": step,
+            "step": self._step,
             "loss": float(loss),
             "grad_norm": float(grad_norm),
-            "learning_rate": float(self.learning_rate(step - 1)),
-            "images_per_second": images / max(ended - self._window_started, 1e-9),
+            "learning_rate": float(self.learning_rate(self._step - 1)),
+            "images_per_second": self.batch / max(seconds, 1e-9),
         }
         self.note = f"loss {line['loss']:.4f}"
-        self._window, self._window_started = [], ended
+        self._window = []
         _append(self._file, line)
         if self._tensorboard is not None:
             for name, value in line.items():
                 if name != "step":
-                    self._tensorboard.add_scalar(name, value, step)
+                    self._tensorboard.add_scalar(name, value, self._step)
 
 
 def _reopen(path: Path, resumed_at: int) -> TextIO:

@@ -46,8 +46,9 @@ _READS = {
     "feedback": ("encode",),
     "report": ("train", "encode", "retrieve", "feedback"),
 }
-# Where the data lies and how it travels does not change what is computed from it.
-_WITHOUT_EFFECT = ("data.dir", "data.loader")
+# Where the data lies and how it travels does not change what is computed from it, nor how the
+# computation is cut into calls.
+_WITHOUT_EFFECT = ("data.dir", "data.loader", "train.steps_per_call", "train.remat")
 
 
 def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -58,6 +58,10 @@ def get_config() -> ml_collections.ConfigDict:
     train.weight_decay = 0.0
     train.clip_norm = 1.0  # of the gradient; 0 = none
     train.dtype = "float32"  # of computation: float32, bfloat16
+    # Steps that the devices do in one call; 0 = by itself: an epoch on an accelerator, 1 on a CPU.
+    # Neither this nor the next changes what is learnt, but for rounding.
+    train.steps_per_call = 0
+    train.remat = False  # compute activations twice rather than keep them: less memory, more time
     train.corruption = "none"  # of the encoder's input: none, mask, noise
     train.corruption_amount = 0.0  # share of the 4x4 blocks masked, or the noise's deviation
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +36,9 @@ def stopped_after(last):
     class Stop(Exception):
         pass
 
-    def add_and_stop(self, step, metrics, add=train.TrainingLog.add):
-        add(self, step, metrics)
-        if step == last:
+    def add_and_stop(self, step, *args, add=train.TrainingLog.add):
+        add(self, step, *args)
+        if step >= last:
             raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
@@ -82,6 +83,100 @@ def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(
         for d in ("whole", "parts")
     ]
     assert [(m["step"], m["loss"]) for m in logs[0]] == [(m["step"], m["loss"]) for m in logs[1]]
+
+
+@pytest.mark.parametrize("devices", ["mesh", "mesh4"])
+@pytest.mark.parametrize("corruption", ["none", "noise"])
+def test_several_steps_in_a_call_train_as_one_by_one(
+    small_config, tmp_path, devices, corruption, request
+):
+    mesh = request.getfixturevalue(devices)
+    small_config.train.update(
+        corruption=corruption, corruption_amount=0.0 if corruption == "none" else 0.5
+    )
+    single = train.train(small_config, IMAGES, mesh, tmp_path / "single")
+    small_config.train.steps_per_call = 4  # ten steps: two calls, and one of two
+    several = train.train(small_config, IMAGES, mesh, tmp_path / "several")
+    for ours, theirs in zip(leaves(several.net), leaves(single.net), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    for name, figure in (("metrics.jsonl", "loss"), ("gradients.jsonl", "norms")):
+        logs = [
+            [json.loads(line) for line in (tmp_path / d / name).open()]
+            for d in ("single", "several")
+        ]
+        assert [line["step"] for line in logs[0]] == [line["step"] for line in logs[1]]
+        for one, other in zip(*logs, strict=True):
+            assert one[figure] == pytest.approx(other[figure], rel=1e-3)
+
+
+def test_calls_of_several_steps_stopped_and_resumed_equal_uninterrupted_ones(
+    small_config, mesh, tmp_path
+):
+    small_config.train.steps_per_call = 2
+    whole = train.train(small_config, IMAGES, mesh, tmp_path / "whole")
+    with stopped_after(8):
+        train.train(small_config, IMAGES, mesh, tmp_path / "parts")
+    with Checkpoints(tmp_path / "parts" / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 6  # checkpoint_steps=3 passed within calls, at 4 and 6
+    assert_bit_equal(whole.net, train.train(small_config, IMAGES, mesh, tmp_path / "parts").net)
+
+
+def test_seeds_trained_together_take_several_steps_in_a_call(small_config, mesh4, tmp_path):
+    def both(name):
+        directories = {seed: tmp_path / f"{name}{seed}" for seed in (3, 4)}
+        return train.train_together(small_config, IMAGES, mesh4, directories)
+
+    single = both("single")
+    small_config.train.steps_per_call = 5
+    for ours, theirs in zip(both("several"), single, strict=True):
+        for a, b in zip(leaves(ours.net), leaves(theirs.net), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cpu_does_one_step_in_a_call_and_an_accelerator_an_epoch(small_config, mesh):
+    def devices(platform, memory):
+        device = SimpleNamespace(platform=platform, memory_stats=lambda: {"bytes_limit": memory})
+        return SimpleNamespace(devices=np.array([device]), local_devices=[device])
+
+    small_config.log.checkpoint_steps = 500
+    gpu = devices("gpu", 10**9)
+    assert train.steps_per_call(small_config, IMAGES, mesh) == 1
+    assert train.steps_per_call(small_config, IMAGES, gpu) == 80 // 16
+    assert train.steps_per_call(small_config, IMAGES, devices("gpu", IMAGES.nbytes)) == 1
+    small_config.log.checkpoint_steps = 3
+    assert train.steps_per_call(small_config, IMAGES, gpu) == 3
+    small_config.train.steps_per_call = 7
+    assert train.steps_per_call(small_config, IMAGES, mesh) == 7
+
+
+def test_several_steps_in_a_call_of_a_stream_are_an_error(small_config, mesh, tmp_path):
+    small_config.train.steps_per_call = 2
+    small_config.data.loader = "host"
+    with pytest.raises(ValueError, match="steps_per_call=2 needs .* data.loader='host' streams"):
+        train.train(small_config, IMAGES, mesh, tmp_path)
+
+
+def test_recomputed_activations_train_the_same_net(small_config, mesh, tmp_path):
+    small_config.model.update(depth=10, norm="batch", skip="symmetric")
+    kept = train.train(small_config, IMAGES, mesh, tmp_path / "kept")
+    small_config.train.remat = True
+    again = train.train(small_config, IMAGES, mesh, tmp_path / "again")
+    for ours, theirs in zip(leaves(again.net), leaves(kept.net), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_recomputing_activations_takes_less_memory_in_a_deep_net(small_config, mesh):
+    small_config.model.update(depth=40, pool=False)
+    planned = {}
+    for remat in (False, True):
+        small_config.train.remat = remat
+        net = train.new_net(small_config, (8, 8, 3), *train.channel_statistics(IMAGES), mesh)
+        state = sgd.initial_state(net, sgd.make_optimizer(small_config.train, 10), mesh)
+        step, _ = sgd.compile_step(
+            small_config, net, state, sgd.Phase(0, 10, None), (8, 8, 3), mesh
+        )
+        planned[remat] = step.memory_analysis().temp_size_in_bytes
+    assert planned[True] < 0.6 * planned[False]
 
 
 def test_greedy_training_moves_one_pair_at_a_time_then_the_whole_net(
@@ -194,16 +289,6 @@ def test_gradient_norms_by_layer_are_kept_at_the_start_and_after_an_epoch(
     assert len(lines[0]["norms"]) == len(jax.tree.leaves(grads))
 
 
-def test_several_steps_on_each_batch_see_it_again_wherever_they_are_resumed():
-    def load(epoch, first):
-        return iter([(epoch, number) for number in range(first, 3)])
-
-    whole = list(train._batches(load, 0, 24, per_epoch=3, steps_per_batch=4))
-    assert whole == [(e, b) for e in range(2) for b in range(3) for _ in range(4)]
-    for step in range(24):
-        assert list(train._batches(load, step, 24, 3, 4)) == whole[step:]
-
-
 def test_steps_are_whole_batches_times_steps_on_each_times_epochs(small_config, mesh, tmp_path):
     small_config.train.steps_per_batch = 3
     assert train.count_steps(small_config.train, 95) == 5 * 3 * 2
@@ -281,8 +366,8 @@ def test_parameters_that_are_not_finite_are_not_saved(small_config, mesh, tmp_pa
 
 
 def test_ctrl_c_saves_the_step_and_the_same_call_goes_on(small_config, mesh, tmp_path, monkeypatch):
-    def press_at_step_4(self, step, metrics, add=train.TrainingLog.add):
-        add(self, step, metrics)
+    def press_at_step_4(self, step, *args, add=train.TrainingLog.add):
+        add(self, step, *args)
         if step == 4:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -302,7 +387,7 @@ def test_a_profiled_run_leaves_a_trace_that_perfetto_reads(small_config, mesh, t
     train.train(small_config, IMAGES, mesh, tmp_path)
     (trace,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
-    assert any("train_step" in event.get("name", "") for event in events)
+    assert any("train_one_step" in event.get("name", "") for event in events)
 
 
 def test_a_whole_run_compiles_its_step_and_its_encoder_once_each(
@@ -315,7 +400,7 @@ def test_a_whole_run_compiles_its_step_and_its_encoder_once_each(
         encode.encode(net, images, mesh, batch=32, label=None)
         encode.encode(net, images[:5], mesh, batch=32, label=None)
     compiled = [record.getMessage() for record in caplog.records]
-    for name in ("train_step", "_encode_batch"):
+    for name in ("train_one_step", "_encode_batch"):
         lines = [x for x in compiled if "Finished XLA compilation" in x and name in x]
         assert len(lines) == 1, compiled
 
@@ -416,6 +501,7 @@ def test_the_target_of_denoising_is_the_clean_image(small_config, mesh):
         ({"train.batch": 0}, "train.batch=0"),
         ({"train.epochs": 0}, "train.epochs=0"),
         ({"train.steps_per_batch": 0}, "train.steps_per_batch=0"),
+        ({"train.steps_per_call": -1}, "train.steps_per_call=-1"),
         ({"train.learning_rate": 0.0}, "train.learning_rate=0.0"),
         ({"train.learning_rate": float("nan")}, "train.learning_rate=nan"),
         ({"train.momentum": 1.0}, "train.momentum=1.0"),
