@@ -68,7 +68,9 @@ def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
     config = job.config
     measured = measure(job)
     rate = measured.images_per_second
-    count, batch = len(job.training_positions()), config.train.batch
+    positions = job.training_positions()
+    count, batch = len(positions), config.train.batch
+    per_call = train.steps_per_call(config, job.dataset.images[positions], job.mesh)
     steps = train.count_steps(config.train, count)
     model = config.model
     name = models.configuration_name(model.pool, model.skip, model.input_residual)
@@ -82,6 +84,7 @@ def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
         f"{measured.parameters:,} parameters",
         "devices": f"{job.mesh.size} x {jax.devices()[0].device_kind} ({jax.default_backend()})",
         "training": f"{config.train.epochs} epochs, {steps:,} steps of {batch} images, "
+        f"{per_call:,} in a call, "
         f"{config.train.dtype}",
         "memory": f"{measured.bytes_on_device / 2**20:,.1f} MiB on each device in training",
         "time": f"about {duration(steps * batch / rate)} of training, from {TIMED_STEPS} steps at "

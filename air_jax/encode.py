@@ -39,11 +39,12 @@ def encode(
     Returns:
         [N, code_dim] float32.
     """
-    return _map_batches(_encode_batch, net, (images,), mesh, batch, label)
+    return _map_batches(encode_batch, net, (images,), mesh, batch, label)
 
 
 @jax.jit
-def _encode_batch(net: Net, images: jax.Array) -> jax.Array:
+def encode_batch(net: Net, images: jax.Array) -> jax.Array:
+    """Codes [B, code_dim] float32 of one batch [B, S, S, C] uint8 on the devices."""
     return net.module().encode(net.standardise(images)).astype(jnp.float32)
 
 

@@ -34,7 +34,7 @@ def main() -> None:
     loaders = {kind: make_loader(kind, images, arguments.batch, [key], mesh) for kind in LOADERS}
 
     def empty(loader: Loader) -> None:
-        for batch in loader(0, 0):
+        for batch in loader(0, arguments.images // arguments.batch):
             batch.block_until_ready()
 
     whole = arguments.images // arguments.batch * arguments.batch
@@ -83,12 +83,12 @@ def _training_seconds(
     state = sgd.initial_state(net, sgd.make_optimizer(config.train, 1000), mesh)
     step, _ = sgd.compile_step(config, net, state, sgd.Phase(0, 1000, None), (32, 32, 3), mesh)
     key = jax.device_put(key, sharding.replicated(mesh))
-    same = next(iter(loaders["resident"](0, 0)))
+    same = next(iter(loaders["resident"](0, 1)))
 
     def run(loader: Loader | None) -> None:
         nonlocal state
-        batches = iter([same] * arguments.steps) if loader is None else loader(0, 0)
-        for _, batch in zip(range(arguments.steps), batches, strict=False):
+        batches = [same] * arguments.steps if loader is None else loader(0, arguments.steps)
+        for batch in batches:
             state, _ = step(state, batch, key)
         jax.block_until_ready(state)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 VARIANTS = {"unpooled": "asymmetric", "pooled": "asymmetric-pool"}  # nets of Figure 3
+COPIED = {"cpu": 2**26, "gpu": 2**29, "tpu": 2**29}  # float32 values that are read and written
 MATRIX = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # side of the product that measures the ceiling
 
 
@@ -77,6 +78,15 @@ def matmul_flops(dtype: str, rounds: int = 10) -> float:
     return 2 * side**3 / float(np.median(seconds_in_turns(work, rounds)["matmul"]))
 
 
+def copy_bytes(rounds: int = 10) -> float:
+    """Bytes/s read and written by adding one to a large array on one device."""
+    values = COPIED[jax.default_backend()]
+    array = jnp.zeros(values, jnp.float32)
+    add = jax.jit(lambda a: a + 1)
+    work = {"add": lambda: jax.block_until_ready(add(array))}
+    return 2 * array.nbytes / float(np.median(seconds_in_turns(work, rounds)["add"]))
+
+
 def machine() -> dict[str, Any]:
     """Where this runs: processor, devices, versions, flags."""
     names = ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
@@ -105,7 +115,10 @@ def _processor() -> str:
 
 
 def report(
-    arguments: argparse.Namespace, summary: dict[str, float | None], rows: list[dict[str, Any]]
+    arguments: argparse.Namespace,
+    summary: dict[str, float | None],
+    rows: list[dict[str, Any]],
+    **others: Any,
 ) -> None:
     """Print the summary, and write it with all rows and the machine to `--json`.
 
@@ -113,11 +126,13 @@ def report(
         arguments: parsed ones.
         summary: the figures by name; None for what was not measured.
         rows: one for each thing that was timed.
+        others: what else is to be written.
     """
     for name, value in summary.items():
         print(f"{name:32} {'not measured' if value is None else f'{value:,.4g}'}")
     if arguments.json:
         given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()}
-        content = {"summary": summary, "arguments": given, "machine": machine(), "rows": rows}
+        content = {"summary": summary, "arguments": given, "machine": machine(), **others}
+        content["rows"] = rows
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(content, indent=2) + "\n")

@@ -2,10 +2,12 @@
 
     python benchmarks/train_throughput.py --peer=torch
     python benchmarks/train_throughput.py --depths 40 --batches 150 600 2400 --dtype=bfloat16
+    python benchmarks/train_throughput.py --depths 40 --steps-per-call 1 16 --remat off on
 
 Times `sgd.compile_step` as training calls it: standardisation, forward, backward, clipping, update,
-and the metrics, of a batch that is on the device. One dispatch is one step. Compilation, warm-up
-and input are left out; `input_pipeline.py` times the input.
+and the metrics, of a batch that is on the device. With several steps in a call the batch's images
+are also picked out of a set on the device. Compilation, warm-up and input are left out;
+`input_pipeline.py` times the input. All ways of one net, and the peer, are timed in turns.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchmarks`
 
@@ -25,6 +27,7 @@ import numpy as np
 from air_jax.configs import default, figure3
 
 from air_jax import models, sgd, sharding, train
+from air_jax.input_pipeline import make_loader
 from benchmarks import measure
 
 TOTAL_STEPS = 1000  # of the learning rate's schedule
@@ -36,14 +39,19 @@ def main() -> None:
     arguments = _parse()
     measure.set_devices(arguments.devices)
     mesh = sharding.make_mesh(jax.devices()[: arguments.devices])
-    peers = [None] if arguments.peer is None else [None, arguments.peer]
-    ceiling = measure.matmul_flops(arguments.dtype)
-    print(f"matrix product, {arguments.dtype}: {ceiling / 1e12:.3g} TFLOP/s a device")
+    limits = {
+        "matmul_flops": measure.matmul_flops(arguments.dtype),
+        "copy_bytes": measure.copy_bytes(),
+    }
+    print(
+        f"limits of a device: {limits['matmul_flops'] / 1e12:.3g} TFLOP/s ({arguments.dtype}), "
+        f"{limits['copy_bytes'] / 1e9:.3g} GB/s"
+    )
     rows: list[dict[str, Any]] = []
     for depth, variant, batch in itertools.product(
         arguments.depths, arguments.variants, arguments.batches
     ):
-        rows += _measure(arguments, depth, variant, batch, mesh, peers, ceiling)
+        rows += _measure(arguments, depth, variant, batch, mesh, limits)
     ours = [row for row in rows if row["peer"] is None]
     first = ours[0]
     summary = {
@@ -57,7 +65,7 @@ def main() -> None:
         "share_of_ceiling": first["share_of_ceiling"],
         "compile_seconds": first["compile_seconds"],
     }
-    measure.report(arguments, summary, rows)
+    measure.report(arguments, summary, rows, limits=limits)
 
 
 def _parse() -> argparse.Namespace:
@@ -69,7 +77,13 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", default=[150])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--dtype", choices=TOLERANCE, default="float32")
-    parser.add_argument("--rounds", type=int, default=15, help="steps timed of each")
+    parser.add_argument(
+        "--steps-per-call", type=int, nargs="+", default=[1], help="ways to time in turns"
+    )
+    parser.add_argument(
+        "--remat", nargs="+", choices=["off", "on"], default=["off"], help="likewise"
+    )
+    parser.add_argument("--rounds", type=int, default=15, help="calls timed of each")
     parser.add_argument("--peer", choices=["torch"], help="time PyTorch's step in turns with ours")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -78,14 +92,32 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
+class Way(NamedTuple):
+    """One way to train the same net.
+
+    Attributes:
+        peer: whose step it is; None: ours.
+        steps_per_call: of ours.
+        remat: of ours.
+    """
+
+    peer: str | None = None
+    steps_per_call: int = 1
+    remat: bool = False
+
+    def __str__(self) -> str:
+        if self.peer:
+            return self.peer
+        return f"air_jax x{self.steps_per_call}" + (" remat" if self.remat else "")
+
+
 def _measure(
     arguments: argparse.Namespace,
     depth: int,
     variant: str,
     batch: int,
     mesh: jax.sharding.Mesh,
-    peers: list[str | None],
-    ceiling: float,
+    limits: dict[str, float],
 ) -> list[dict[str, Any]]:
     config = default.get_config()
     config.update(figure3.nets()[f"depth{depth}/{measure.VARIANTS[variant]}"])
@@ -93,49 +125,76 @@ def _measure(
     config.train.batch, config.train.dtype = batch, arguments.dtype
     images = _images(batch)
     half = np.full(3, 0.5, np.float32)
-    net = train.new_net(config, images.shape[1:], half, half / 2, mesh)
-    run, made = _our_step(config, net, images, mesh)
-    steps = {None: run}
-    if "torch" in peers:
-        steps["torch"], parameters = _torch_step(config, net, images)
-        if parameters != models.count_parameters(net.params):
-            raise ValueError(f"PyTorch trains {parameters:,} parameters, we {made['parameters']:,}")
-        _check_losses(run, steps["torch"], arguments.dtype)
-    times = measure.seconds_in_turns(steps, arguments.rounds, warm_up=0 if peers[1:] else 3)
+    runs: dict[Way, Callable[[], float]] = {}
+    made: dict[Way, dict[str, Any]] = {}
+    for remat, steps in itertools.product(arguments.remat, arguments.steps_per_call):
+        config.train.remat = remat == "on"
+        net = train.new_net(config, images.shape[1:], half, half / 2, mesh)
+        way = Way(None, steps, config.train.remat)
+        runs[way], made[way] = _our_steps(config, net, images, mesh, steps)
+    first = next(iter(runs))
+    parameters = models.count_parameters(net.params)
+    if arguments.peer:
+        peer = Way(arguments.peer)
+        runs[peer], theirs = _torch_step(config, net, images)
+        if theirs != parameters:
+            raise ValueError(f"PyTorch trains {theirs:,} parameters, we {parameters:,}")
+        _check_losses(runs[first], runs[peer], arguments.dtype, first.steps_per_call)
+    times = measure.seconds_in_turns(runs, arguments.rounds, warm_up=1 if arguments.peer else 3)
     flops = 6 * models.multiplications(**config.model, image_shape=images.shape[1:])
+    # Virtual CPU devices share the cores, so the limits are of the machine.
+    devices = 1 if jax.default_backend() == "cpu" else mesh.size
     rows = []
-    for peer, seconds in times.items():
-        rate = measure.spread(seconds, batch)
+    for way, seconds in times.items():
+        rate = measure.spread(seconds, batch * way.steps_per_call)
+        peer_seconds = times.get(Way(arguments.peer)) if arguments.peer else None
         rows.append(
             {
-                "peer": peer,
+                "peer": way.peer,
                 "depth": depth,
                 "variant": variant,
                 "batch": batch,
                 "dtype": arguments.dtype,
                 "devices": mesh.size,
-                "steps_per_call": 1,
+                "steps_per_call": way.steps_per_call,
+                "remat": way.remat,
+                "parameters": parameters,
                 "images_per_second": rate,
                 "flops_per_image": flops,
+                "map_bytes_per_image": map_bytes(config),
                 "tflops": rate["median"] * flops / 1e12,
-                # Virtual CPU devices share the cores, so the ceiling is of the machine.
-                "share_of_ceiling": rate["median"]
-                * flops
-                / (ceiling * (1 if jax.default_backend() == "cpu" else mesh.size)),
+                "share_of_ceiling": rate["median"] * flops / (limits["matmul_flops"] * devices),
+                "ratio_to_torch": None
+                if way.peer or peer_seconds is None
+                else float(np.median(peer_seconds) / np.median(seconds)) * way.steps_per_call,
             }
+            | made.get(way, {})
         )
-        rows[-1] |= made if peer is None else {"parameters": made["parameters"]}
         print(
-            f"{peer or 'air_jax':8} depth {depth} {variant:8} batch {batch} {arguments.dtype}: "
+            f"{way!s:16} depth {depth} {variant:8} batch {batch} {arguments.dtype}: "
             f"{rate['median']:,.1f} images/s ({rate['low']:,.1f} to {rate['high']:,.1f})",
             flush=True,
         )
-    theirs = times.get("torch")
-    rows[0]["ratio_to_torch"] = (
-        None if theirs is None else float(np.median(theirs) / np.median(times[None]))
-    )
-    rows[0]["watts"] = _watts(run)
+    rows[0]["watts"] = _watts(runs[first])
     return rows
+
+
+def map_bytes(config: ml_collections.ConfigDict) -> int:
+    """Bytes of maps that training on one image moves, if each layer's are moved once for each use.
+
+    A layer reads and writes maps forwards; backwards it reads the gradient twice (for maps and for
+    weights) and its input again, and writes the input's gradient: three times what it reads, three
+    times what it writes. Weights and the optimiser are left out: a batch shares them.
+    """
+    model = config.model
+    layers, side = model.depth // 2, 32
+    values = 0
+    for layer in range(1, layers + 1):
+        outer = 3 if layer == 1 else model.width  # the pair of layers reads and writes as much
+        values += 2 * 3 * side**2 * (outer + model.width)
+        if layer in models.pooling_layers(model.depth, model.pool, model.pools):
+            side //= 2
+    return values * jax.numpy.dtype(config.train.dtype).itemsize
 
 
 def _images(batch: int) -> np.ndarray:
@@ -148,26 +207,40 @@ def _images(batch: int) -> np.ndarray:
     return (255 * both).astype(np.uint8)
 
 
-def _our_step(
-    config: ml_collections.ConfigDict, net: models.Net, images: np.ndarray, mesh: jax.sharding.Mesh
+def _our_steps(
+    config: ml_collections.ConfigDict,
+    net: models.Net,
+    images: np.ndarray,
+    mesh: jax.sharding.Mesh,
+    steps: int,
 ) -> tuple[Callable[[], float], dict[str, Any]]:
-    """A function that trains one step and returns its loss; and what is known without timing."""
+    """A function that makes one call and returns its last loss; what is known without timing."""
     state = sgd.initial_state(net, sgd.make_optimizer(config.train, TOTAL_STEPS), mesh)
     phase = sgd.Phase(0, TOTAL_STEPS, None)
-    step, seconds = sgd.compile_step(config, net, state, phase, images.shape[1:], mesh)
-    batch = jax.device_put(images, sharding.by_rows(mesh))
-    key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
+    call, seconds = sgd.compile_step(
+        config,
+        net,
+        state,
+        phase,
+        images.shape[1:],
+        mesh,
+        steps=steps,
+        resident_images=len(images),
+    )
+    key = jax.random.key(0)
+    load = make_loader("resident", images, len(images), [key], mesh, 1, steps)
+    batch = next(iter(load(0, steps)))  # every batch is the whole set; the order does not matter
+    key = jax.device_put(key, sharding.replicated(mesh))
 
     def run() -> float:
         nonlocal state
-        state, metrics = step(state, batch, key)
+        state, metrics = call(state, batch, key)
         jax.block_until_ready(state)
-        return float(metrics["loss"])
+        return float(metrics["loss"][-1])
 
-    memory = step.memory_analysis()
+    memory = call.memory_analysis()
     return run, {
         "compile_seconds": seconds,
-        "parameters": models.count_parameters(net.params),
         "peak_bytes_of_each_device": memory.argument_size_in_bytes
         + memory.output_size_in_bytes
         + memory.temp_size_in_bytes
@@ -178,7 +251,7 @@ def _our_step(
 def _torch_step(
     config: ml_collections.ConfigDict, net: models.Net, images: np.ndarray
 ) -> tuple[Callable[[], float], int]:
-    """As `_our_step` in PyTorch, the batch on the device too; and the number of parameters."""
+    """As `_our_steps` in PyTorch, the batch on the device too; and the number of parameters."""
     import torch  # only with --peer
 
     from benchmarks import torch_peer
@@ -188,16 +261,20 @@ def _torch_step(
     return lambda: float(step(batch)), parameters
 
 
-def _check_losses(ours: Callable[[], float], theirs: Callable[[], float], dtype: str) -> None:
+def _check_losses(
+    ours: Callable[[], float], theirs: Callable[[], float], dtype: str, steps_per_call: int
+) -> None:
     """Raise ValueError unless both reach the same loss from the same weights."""
-    for _ in range(CHECKED_STEPS):
-        pair = ours(), theirs()
-    if abs(pair[0] / pair[1] - 1) > TOLERANCE[dtype]:
+    calls = -(-CHECKED_STEPS // steps_per_call)
+    steps = calls * steps_per_call
+    ours = [ours() for _ in range(calls)][-1]
+    theirs = [theirs() for _ in range(steps)][-1]
+    if abs(ours / theirs - 1) > TOLERANCE[dtype]:
         raise ValueError(
-            f"after {CHECKED_STEPS} steps our loss is {pair[0]:.5f}, PyTorch's {pair[1]:.5f}: "
+            f"after {steps} steps our loss is {ours:.5f}, PyTorch's {theirs:.5f}: "
             "they do not train the same net"
         )
-    print(f"loss after {CHECKED_STEPS} steps: {pair[0]:.5f}, PyTorch {pair[1]:.5f}")
+    print(f"loss after {steps} steps: {ours:.5f}, PyTorch {theirs:.5f}")
 
 
 def _watts(run: Callable[[], float]) -> float | None:

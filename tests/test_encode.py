@@ -35,9 +35,9 @@ def test_four_devices_encode_as_one(net, mesh, mesh4):
 
 def test_padding_of_the_last_batch_compiles_nothing_more(net, mesh):
     encode.encode(net, IMAGES[:32], mesh, batch=32, label=None)
-    compiled = encode._encode_batch._cache_size()
+    compiled = encode.encode_batch._cache_size()
     encode.encode(net, IMAGES, mesh, batch=32, label=None)
-    assert encode._encode_batch._cache_size() == compiled
+    assert encode.encode_batch._cache_size() == compiled
 
 
 def test_reconstructions_from_own_codes_are_those_of_the_autoencoder(net, mesh):

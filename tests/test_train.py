@@ -400,7 +400,7 @@ def test_a_whole_run_compiles_its_step_and_its_encoder_once_each(
         encode.encode(net, images, mesh, batch=32, label=None)
         encode.encode(net, images[:5], mesh, batch=32, label=None)
     compiled = [record.getMessage() for record in caplog.records]
-    for name in ("train_one_step", "_encode_batch"):
+    for name in ("train_one_step", "encode_batch"):
         lines = [x for x in compiled if "Finished XLA compilation" in x and name in x]
         assert len(lines) == 1, compiled
 
