@@ -18,7 +18,7 @@ from air_jax import metrics, retrieval
 from air_jax.learners import LEARNERS, Learner, Marks, Space, baseline_scores
 from air_jax.progress import Progress
 
-BLOCK = 64  # queries at a time
+SCORES_BYTES = 2**29  # of the queries that are played at once; a few copies of it are made
 TOP = 10  # images of each ranking that are kept for the report
 
 
@@ -30,6 +30,7 @@ class Round(NamedTuple):
         scores: [B, N] float32.
         marks: all that were made so far.
         pseudo_negatives: [B, P] that the learner drew in this round.
+        unconverged: queries whose machine was not solved to its tolerance.
         seconds: that showing, marking and learning took.
     """
 
@@ -37,6 +38,7 @@ class Round(NamedTuple):
     scores: jax.Array
     marks: Marks
     pseudo_negatives: np.ndarray
+    unconverged: int
     seconds: float
 
 
@@ -76,7 +78,8 @@ def rounds(
     scores = jax.block_until_ready(baseline_scores(space, queries))
     empty = np.zeros((len(queries), 0), np.int32)
     marks = Marks(empty, empty.astype(bool))
-    yield Round(0, scores, marks, np.zeros((len(queries), 0), np.int64), time.monotonic() - started)
+    drawn = np.zeros((len(queries), 0), np.int64)
+    yield Round(0, scores, marks, drawn, 0, time.monotonic() - started)
     for number in range(1, count + 1):
         started = time.monotonic()
         shown = np.asarray(_best_unmarked(scores, marks.positions, marks_per_round))
@@ -87,7 +90,8 @@ def rounds(
         ranking = learner(space, queries, marks, [[*seed, number] for seed in seeds])
         scores = jnp.where(ranking.learnt[:, None], ranking.scores, scores)
         scores.block_until_ready()
-        yield Round(number, scores, marks, ranking.pseudo_negatives, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        yield Round(number, scores, marks, ranking.pseudo_negatives, ranking.unconverged, seconds)
 
 
 class Simulation(NamedTuple):
@@ -105,6 +109,7 @@ class Simulation(NamedTuple):
         pseudo_relevant: [Q, R + 1] int32, how many of those were in truth relevant.
         top: [Q, R + 1, 10] int32, the first images of each ranking.
         marked: [Q, M] int32, the images marked, in the order in which they were shown.
+        unconverged: [R + 1] int64, queries whose machine was not solved to its tolerance.
         seconds: [R + 1] float64, for all queries together, evaluation not counted.
     """
 
@@ -118,6 +123,7 @@ class Simulation(NamedTuple):
     pseudo_relevant: np.ndarray
     top: np.ndarray
     marked: np.ndarray
+    unconverged: np.ndarray
     seconds: np.ndarray
 
 
@@ -131,7 +137,7 @@ def simulate(
     rounds_count: int,
     marks_per_round: int,
     seed: int = 0,
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> Simulation:
     """Let the simulated user give feedback for every query, and judge each round's ranking.
 
@@ -144,7 +150,7 @@ def simulate(
         rounds_count: rounds of feedback.
         marks_per_round: images marked in each.
         seed: for learners that draw.
-        block: queries at a time.
+        block: queries at a time; None: as many as have `SCORES_BYTES` of scores.
 
     Raises:
         ValueError: the codes do not fit the database.
@@ -152,7 +158,7 @@ def simulate(
     queries = retrieval.centre(space.database, query_codes)
     relevant = retrieval.relevant_items(query_labels, database_labels)
     count = len(queries)
-    block = min(block, count)
+    block = min(block or max(1, SCORES_BYTES // (4 * len(database_labels))), count)
 
     def play(rows: np.ndarray) -> Iterator[Round]:
         return rounds(
@@ -176,13 +182,17 @@ def simulate(
                 _judge_rounds(play(rows), relevant[rows], query_labels[rows, None], database_labels)
             )
             progress.advance(min(block, count - start))
-    *arrays, seconds = zip(*parts, strict=True)
+    *arrays, unconverged, seconds = zip(*parts, strict=True)
     return Simulation(
-        *(np.concatenate(blocks)[:count] for blocks in arrays), seconds=np.sum(seconds, axis=0)
+        *(np.concatenate(blocks)[:count] for blocks in arrays),
+        unconverged=np.sum(unconverged, axis=0),
+        seconds=np.sum(seconds, axis=0),
     )
 
 
-_ranks = jax.jit(retrieval.ranks)
+@partial(jax.jit, static_argnames="count")
+def _best(scores: jax.Array, count: int) -> jax.Array:
+    return retrieval.nearest(scores, count)[1]
 
 
 def _judge_rounds(
@@ -195,32 +205,39 @@ def _judge_rounds(
     baseline: jax.Array | None = None
     for result in sessions:
         baseline = result.scores if baseline is None else baseline
-        items = jnp.asarray(np.concatenate([relevant, result.marks.positions], axis=1))
-        now, first = (np.asarray(_ranks(-scores, items)) for scores in (result.scores, baseline))
-        residual, residual_first = (
-            metrics.residual_ranks(ranks[:, :split], ranks[:, split:], size)
-            for ranks in (now, first)
-        )
+        items = np.concatenate([relevant, result.marks.positions], axis=1)
+        ranks = retrieval.ranks(-result.scores, items)
+        residual = metrics.residual_ranks(ranks[:, :split], ranks[:, split:], size)
         has_residual = (residual < size).any(axis=1)
         pseudo = result.pseudo_negatives
         columns.append(
             (
-                metrics.average_precision(now[:, :split], size),
+                metrics.average_precision(ranks[:, :split], size),
                 metrics.average_precision(residual, size),
-                metrics.average_precision(residual_first, size),
                 np.where(has_residual, metrics.precision_at(residual, TOP), np.nan),
                 result.marks.relevant.sum(axis=1),
                 np.full(len(labels), result.marks.positions.shape[1]),
                 np.full(len(labels), pseudo.shape[1]),
                 (database_labels[pseudo] == labels).sum(axis=1),
-                np.asarray(retrieval.nearest(result.scores, min(TOP, size))[1]),
+                np.asarray(_best(result.scores, min(TOP, size))),
+                result.unconverged,
                 result.seconds,
             )
         )
-    *arrays, seconds = zip(*columns, strict=True)
+    # The first retrieval on each round's residual set: one ranking of all that was ever marked.
+    marks = result.marks.positions
+    first = retrieval.ranks(-baseline, np.concatenate([relevant, marks], axis=1))
+    baseline_ap = [
+        metrics.average_precision(
+            metrics.residual_ranks(first[:, :split], first[:, split : split + count[0]], size), size
+        )
+        for count in (column[4] for column in columns)
+    ]
+    ap, residual_ap, *arrays, unconverged, seconds = zip(*columns, strict=True)
     return Simulation(
-        *(np.stack(values, axis=1) for values in arrays),
-        marked=result.marks.positions,
+        *(np.stack(values, axis=1) for values in (ap, residual_ap, baseline_ap, *arrays)),
+        marked=marks,
+        unconverged=np.array(unconverged),
         seconds=np.array(seconds),
     )
 
@@ -251,6 +268,7 @@ def summarise(simulation: Simulation, query_labels: np.ndarray) -> list[dict[str
             "no_relevant": int(np.count_nonzero(relevant == 0)),
             "no_irrelevant": int(np.count_nonzero(relevant == marks)),
             "residual_empty": int(np.count_nonzero(np.isnan(residual))),
+            "unconverged": int(simulation.unconverged[number]),
             "pseudo_negatives": drawn,
             "pseudo_negatives_relevant": int(simulation.pseudo_relevant[:, number].sum()),
             "seconds": float(simulation.seconds[number]),

@@ -49,11 +49,13 @@ class Ranking(NamedTuple):
         learnt: [B] bool: false where the marks were of one kind only, nothing could be learnt,
             and the ranking stays as it was.
         pseudo_negatives: [B, P] database positions that it took for irrelevant unseen; P may be 0.
+        unconverged: queries whose machine was not solved to its tolerance.
     """
 
     scores: jax.Array
     learnt: np.ndarray
     pseudo_negatives: np.ndarray
+    unconverged: int = 0
 
 
 # learner(space, centred queries [B, D], marks, one seed for each query) -> Ranking
@@ -130,22 +132,28 @@ def support_vector(
         ]
     )
     positions = np.concatenate([marks.positions, drawn], axis=1)
-    codes = np.asarray(space.standardised[positions])
-    own = (queries / np.asarray(space.scale))[:, None, :]
-    samples = np.concatenate([own, codes], axis=1)
+    own = queries / np.asarray(space.scale)
+    codes = np.asarray(space.standardised)[positions]
+    samples = np.concatenate([own[:, None], codes], axis=1)
     relevant = np.concatenate(
         [np.ones((len(queries), 1), bool), marks.relevant, np.zeros(drawn.shape, bool)], axis=1
     )
-    learnt = ~relevant.all(axis=1)
-    machines = svm.stack(
-        [
-            svm.fit(x, np.where(y, 1, -1), kernel=kernel, C=C, class_weight=class_weight)
-            if two_classes
-            else svm.untrained(*x.shape)
-            for x, y, two_classes in zip(samples, relevant, learnt, strict=True)
-        ]
+    machines, convergence = svm.fit(
+        samples, np.where(relevant, 1, -1), kernel=kernel, C=C, class_weight=class_weight
     )
-    return Ranking(svm.decisions(kernel, machines, space.standardised), learnt, drawn)
+    if kernel == "rbf" and jax.default_backend() == "cpu":
+        # Sessions mark many of the same images.
+        used, places = np.unique(positions, return_inverse=True)
+        rows = np.concatenate([np.asarray(space.standardised)[used], own])
+        own_place = len(used) + np.arange(len(own))[:, None]
+        places = np.concatenate([own_place, places.reshape(positions.shape)], axis=1)
+        scores = svm.rbf_decisions_of_shared(
+            rows, places.astype(np.int32), machines, space.standardised
+        )
+    else:
+        scores = svm.decisions(kernel, machines, space.standardised)
+    learnt = ~relevant.all(axis=1)
+    return Ranking(scores, learnt, drawn, np.count_nonzero(learnt & ~convergence.converged))
 
 
 def _draw_unmarked(
@@ -178,5 +186,5 @@ def parameters(learner: str) -> dict[str, Any]:
     fixed = LEARNERS[learner]
     if not isinstance(fixed, partial):
         return {}
-    svm_space = {"gamma": "scale", "codes": "standardised"}
+    svm_space = {"gamma": "scale", "codes": "standardised", "tolerance": svm.TOLERANCE}
     return fixed.keywords | (svm_space if fixed.func is support_vector else {})

@@ -56,7 +56,7 @@ def reference_session(kernel, C, database, labels, query, label):
         marked = np.concatenate([marked, order[~np.isin(order, marked)][:MARKS]])
         y = np.where(np.concatenate([[True], relevant[marked]]), 1, -1)
         if (y == -1).any():
-            machine = SVC(kernel=kernel, C=C, gamma="scale")
+            machine = SVC(kernel=kernel, C=C, gamma="scale", tol=1e-8)
             machine.fit(np.vstack([own, standard[marked]]).astype(np.float32), y)
             scores = machine.decision_function(standard)
 

@@ -44,6 +44,7 @@ ROUND_KEYS = {
     "no_relevant",
     "no_irrelevant",
     "residual_empty",
+    "unconverged",
     "seconds",
 }
 
@@ -319,7 +320,7 @@ def test_killed_at_any_moment_of_any_stage_the_same_command_ends_with_the_same_r
             command(workdir, images), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL
         )
         try:
-            process.wait(timeout=4 + 1.5 * attempt)
+            process.wait(timeout=2 + 0.8 * attempt)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -11,6 +11,8 @@ from scipy.spatial.distance import cdist
 from air_jax import baselines, datasets, metrics, retrieval
 from air_jax.retrieval import PADDING
 
+RANKS = (retrieval.ranks_by_sorting, retrieval.ranks_by_bisection)
+
 
 def brute_force_order(queries, database):
     """Database positions by exact distance, equals by position."""
@@ -51,18 +53,33 @@ def test_equal_distances_come_in_order_of_the_index():
 def test_ranks_are_places_in_the_stable_sort_whatever_the_ties(distances, order, count):
     items = np.tile(np.array(order[:count], np.int32), (3, 1))
     items[1, count // 2 :] = PADDING
-    ranks = np.asarray(retrieval.ranks(jnp.asarray(distances), jnp.asarray(items)))
-    for row in range(3):
-        place = np.empty(40, int)
-        place[np.argsort(distances[row], kind="stable")] = np.arange(40)
-        expected = np.where(items[row] == PADDING, 40, place[items[row]])
-        np.testing.assert_array_equal(ranks[row], expected)
+    for ranks_by in RANKS:
+        ranks = np.asarray(ranks_by(distances, items))
+        for row in range(3):
+            place = np.empty(40, int)
+            place[np.argsort(distances[row], kind="stable")] = np.arange(40)
+            expected = np.where(items[row] == PADDING, 40, place[items[row]])
+            np.testing.assert_array_equal(ranks[row], expected)
 
 
-def test_ranks_take_infinite_distances_as_last_before_padding():
-    distances = jnp.array([[jnp.inf, 1.0, jnp.inf, 0.0]])
-    items = jnp.array([[0, 1, 2, 3, PADDING]])
-    ranks = retrieval.ranks(distances, items)
+@settings(deadline=None, max_examples=60)
+@given(
+    hnp.arrays(np.float32, (2, 700), elements=st.integers(-3, 9).map(float)),
+    st.sampled_from([1, 2, 5, 6, 100, 700]),
+)
+def test_the_best_in_two_stages_are_those_of_the_stable_sort_whatever_the_ties(scores, k):
+    scores[1, :650] = -np.inf  # marked
+    values, positions = retrieval.nearest(jnp.asarray(scores), k)
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    np.testing.assert_array_equal(positions, expected)
+    np.testing.assert_array_equal(values, np.take_along_axis(scores, expected, axis=1))
+
+
+@pytest.mark.parametrize("ranks_by", RANKS)
+def test_ranks_take_infinite_distances_as_last_before_padding(ranks_by):
+    distances = np.array([[np.inf, 1.0, np.inf, 0.0]], np.float32)
+    items = np.array([[0, 1, 2, 3, PADDING]], np.int32)
+    ranks = ranks_by(distances, items)
     assert ranks.tolist() == [[2, 1, 3, 0, 4]]
 
 
