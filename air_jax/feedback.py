@@ -18,7 +18,7 @@ from air_jax import metrics, retrieval
 from air_jax.learners import LEARNERS, Learner, Marks, Space, baseline_scores
 from air_jax.progress import Progress
 
-SCORES_BYTES = 2**29  # of the queries that are played at once; a few copies of it are made
+SCORES_BYTES = 2**30  # of the queries that are played at once; a few copies of it are made
 TOP = 10  # images of each ranking that are kept for the report
 
 
@@ -44,9 +44,12 @@ class Round(NamedTuple):
 
 @partial(jax.jit, static_argnames="count")
 def _best_unmarked(scores: jax.Array, marked: jax.Array, count: int) -> jax.Array:
-    rows = jnp.arange(len(scores))[:, None]
-    _, positions = retrieval.nearest(scores.at[rows, marked].set(-jnp.inf), count)
-    return positions
+    """The first `count` images of each ranking [B, N] that are not in `marked` [B, M]."""
+    # Among so many there are enough: cheaper than a copy of all scores without the marked ones.
+    _, positions = retrieval.nearest(scores, count + marked.shape[1])
+    is_marked = (positions[:, :, None] == marked[:, None, :]).any(axis=2)
+    order = jnp.argsort(is_marked, axis=1, stable=True)[:, :count]
+    return jnp.take_along_axis(positions, order, axis=1)
 
 
 def rounds(
@@ -88,7 +91,10 @@ def rounds(
             np.concatenate([marks.relevant, judge(shown)], axis=1),
         )
         ranking = learner(space, queries, marks, [[*seed, number] for seed in seeds])
-        scores = jnp.where(ranking.learnt[:, None], ranking.scores, scores)
+        if ranking.learnt.all():  # spares a copy of all scores
+            scores = ranking.scores
+        else:
+            scores = jnp.where(ranking.learnt[:, None], ranking.scores, scores)
         scores.block_until_ready()
         seconds = time.monotonic() - started
         yield Round(number, scores, marks, ranking.pseudo_negatives, ranking.unconverged, seconds)
@@ -110,7 +116,7 @@ class Simulation(NamedTuple):
         top: [Q, R + 1, 10] int32, the first images of each ranking.
         marked: [Q, M] int32, the images marked, in the order in which they were shown.
         unconverged: [R + 1] int64, queries whose machine was not solved to its tolerance.
-        seconds: [R + 1] float64, for all queries together, evaluation not counted.
+        seconds: [R + 1] float64, for all queries together; compiling counts, evaluation does not.
     """
 
     ap: np.ndarray
@@ -171,8 +177,6 @@ def simulate(
             seeds=[[seed, int(row)] for row in rows],
         )
 
-    for _ in play(np.arange(block)):  # compiles, so that no round's seconds hold it
-        pass
     parts = []
     with Progress(f"feedback {learner}", count, unit="queries") as progress:
         for start in range(0, count, block):
@@ -206,7 +210,7 @@ def _judge_rounds(
     for result in sessions:
         baseline = result.scores if baseline is None else baseline
         items = np.concatenate([relevant, result.marks.positions], axis=1)
-        ranks = retrieval.ranks(-result.scores, items)
+        ranks = retrieval.ranks(result.scores, items)
         residual = metrics.residual_ranks(ranks[:, :split], ranks[:, split:], size)
         has_residual = (residual < size).any(axis=1)
         pseudo = result.pseudo_negatives
@@ -226,7 +230,7 @@ def _judge_rounds(
         )
     # The first retrieval on each round's residual set: one ranking of all that was ever marked.
     marks = result.marks.positions
-    first = retrieval.ranks(-baseline, np.concatenate([relevant, marks], axis=1))
+    first = retrieval.ranks(baseline, np.concatenate([relevant, marks], axis=1))
     baseline_ap = [
         metrics.average_precision(
             metrics.residual_ranks(first[:, :split], first[:, split : split + count[0]], size), size

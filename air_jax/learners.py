@@ -72,12 +72,7 @@ def make_space(codes: np.ndarray) -> Space:
 
 def baseline_scores(space: Space, queries: np.ndarray) -> jax.Array:
     """The first retrieval's ranking: minus the squared distance, [B, N]; `queries` centred."""
-    return _negative_distances(jnp.asarray(queries), space.database)
-
-
-@jax.jit
-def _negative_distances(queries: jax.Array, database: Database) -> jax.Array:
-    return -retrieval.squared_distances(queries, database)
+    return retrieval.negative_distances(jnp.asarray(queries), space.database)
 
 
 def no_feedback(space: Space, queries: np.ndarray, marks: Marks, seeds: list[list[int]]) -> Ranking:
@@ -147,9 +142,8 @@ def support_vector(
         rows = np.concatenate([np.asarray(space.standardised)[used], own])
         own_place = len(used) + np.arange(len(own))[:, None]
         places = np.concatenate([own_place, places.reshape(positions.shape)], axis=1)
-        scores = svm.rbf_decisions_of_shared(
-            rows, places.astype(np.int32), machines, space.standardised
-        )
+        scores = svm.rbf_decisions_of_shared(rows, places, machines, space.standardised)
+        scores = jnp.asarray(scores)
     else:
         scores = svm.decisions(kernel, machines, space.standardised)
     learnt = ~relevant.all(axis=1)

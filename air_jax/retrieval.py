@@ -103,6 +103,12 @@ def squared_distances(queries: jax.Array, database: Database) -> jax.Array:
     return jnp.maximum(lengths - 2 * products + database.norms, 0)
 
 
+@jax.jit
+def negative_distances(queries: jax.Array, database: Database) -> jax.Array:
+    """Scores of the first retrieval: minus the squared distances; arguments as for those."""
+    return -squared_distances(queries, database)
+
+
 def nearest(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """The k best of each row of scores [Q, N], best first, equals by index: values and indices.
 
@@ -158,50 +164,56 @@ def _search_block(queries: jax.Array, database: Database, k: int) -> tuple[jax.A
     return -values, positions
 
 
-def ranks(distances: jax.Array, items: np.ndarray) -> np.ndarray:
+def ranks(scores: jax.Array, items: np.ndarray) -> np.ndarray:
     """Where each of some images stands in the full ranking of the database.
 
-    Counts, for each item, the images before it: those at a smaller distance, and those at the
-    same distance with a smaller index.
+    Counts, for each item, the images before it: those of a higher score, and those of the same
+    score with a smaller index.
 
     Args:
-        distances: [Q, N] float32, finite, or infinite for last.
+        scores: [Q, N] float32, finite, or minus infinity for last.
         items: [Q, M] int32 database positions; `PADDING` where a row has fewer.
 
     Returns:
         [Q, M] int32 from 0; N for padding.
     """
     if jax.default_backend() == "cpu":
-        return ranks_by_sorting(np.asarray(distances), np.asarray(items))
-    return np.asarray(ranks_by_bisection(distances, items))
+        return ranks_by_sorting(np.asarray(scores), np.asarray(items))
+    return np.asarray(ranks_by_bisection(scores, items))
 
 
-def ranks_by_sorting(distances: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """`ranks` on the CPU: NumPy sorts values with vector instructions, a row on each core."""
+def ranks_by_sorting(scores: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """`ranks` on the CPU: NumPy sorts values with vector instructions, some rows on each core."""
+    found = np.empty(items.shape, np.int32)
+    size = scores.shape[1]
+
+    def some(rows: np.ndarray) -> None:
+        ordered = np.empty(size, np.float32)  # a fresh one for each row costs as much as the sort
+        for row in rows:
+            np.negative(scores[row], out=ordered)
+            ordered.sort()
+            values = -scores[row, items[row]]
+            place = np.searchsorted(ordered, values)
+            # Where the next value is the same, the index decides.
+            tied = (ordered[np.minimum(place + 1, size - 1)] == values) & (place + 1 < size)
+            for value in set(values[tied].tolist()):
+                own = values == value
+                equals = np.flatnonzero(scores[row] == -value)
+                place[own] += np.searchsorted(equals, items[row, own])
+            found[row] = np.where(items[row] == PADDING, size, place)
+
     with ThreadPoolExecutor(CORES) as pool:
-        return np.stack([*pool.map(_ranks_of_row_by_sorting, distances, items)])
-
-
-def _ranks_of_row_by_sorting(distances: np.ndarray, items: np.ndarray) -> np.ndarray:
-    size = len(distances)
-    ordered = np.sort(distances)
-    values = distances[items]
-    found = np.searchsorted(ordered, values).astype(np.int32)
-    # Where the next value is the same, the index decides.
-    tied = (ordered[np.minimum(found + 1, size - 1)] == values) & (found + 1 < size)
-    for value in np.unique(values[tied]):
-        own = values == value
-        found[own] += np.searchsorted(np.flatnonzero(distances == value), items[own])
-    return np.where(items == PADDING, size, found)
+        list(pool.map(some, np.array_split(np.arange(len(items)), CORES)))
+    return found
 
 
 @jax.jit
-def ranks_by_bisection(distances: jax.Array, items: jax.Array) -> jax.Array:
+def ranks_by_bisection(scores: jax.Array, items: jax.Array) -> jax.Array:
     """`ranks` on an accelerator, without a sort of the database.
 
     Only the items are sorted; each image of the database finds its place among them by bisection.
     """
-    return jax.vmap(_ranks_of_row)(distances, items)
+    return jax.vmap(_ranks_of_row)(-scores, items)
 
 
 def _ranks_of_row(distances: jax.Array, items: jax.Array) -> jax.Array:
@@ -247,23 +259,16 @@ def ranks_by_distance(
     progress = Progress(label, len(queries), unit="queries") if label else None
     blocks = _blocks(items, block)
     found = []
-    # The next block's distances are computed while these are ranked.
-    for distances in _ahead(_distances_of_blocks(database, centre(database, queries), block)):
-        found.append(ranks(distances, next(blocks)))
+    # The next block's scores are computed while these are ranked.
+    for scores in _ahead(
+        negative_distances(rows, database) for rows in _blocks(centre(database, queries), block)
+    ):
+        found.append(ranks(scores, next(blocks)))
         if progress:
             progress.advance(min(block, progress.total - progress.done))
     if progress:
         progress.close()
     return np.concatenate(found)[: len(queries)]
-
-
-def _distances_of_blocks(
-    database: Database, queries: np.ndarray, block: int
-) -> Iterator[jax.Array]:
-    return (_distances(rows, database) for rows in _blocks(queries, block))
-
-
-_distances = jax.jit(squared_distances)
 
 
 def _ahead(made: Iterator[jax.Array]) -> Iterator[jax.Array]:

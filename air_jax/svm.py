@@ -99,17 +99,18 @@ def fit(
     """
     samples, labels = np.asarray(samples, np.float32), np.asarray(labels)
     _check(samples, labels, kernel, C, class_weight, solver, processes)
-    gamma = _gamma_scale(samples, labels)
     upper = C * _class_weights(labels, class_weight)
     upper[~_has_two_classes(labels)] = 0
     if solver == "sklearn":
         solve = partial(_solve_by_sklearn, kernel=kernel, tolerance=tolerance)
-        found = _over_processes(solve, (samples, labels, upper, gamma), processes)
+        found = _over_processes(solve, (samples, labels, upper), processes)
     else:
         with jax.enable_x64(True):  # float32 gradients drift off within a few thousand iterations
-            arrays = samples.astype(np.float64), labels.astype(np.float64), upper, gamma
-            found = jax.device_get(_solve(*arrays, tolerance, max_iterations, kernel=kernel))
-    multipliers, intercept, gap, iterations = found
+            arrays = (_padded(array, 1) for array in (samples, labels, upper))
+            found = _solve(*arrays, tolerance, max_iterations, kernel=kernel)
+            multipliers, *others = jax.device_get(found)
+            found = multipliers[:, : labels.shape[1]], *others
+    multipliers, intercept, gamma, gap, iterations = found
     machines = Machine(
         samples,
         multipliers.astype(np.float32),
@@ -159,16 +160,6 @@ def _has_two_classes(labels: np.ndarray) -> np.ndarray:
     return (labels > 0).any(axis=1) & (labels < 0).any(axis=1)
 
 
-def _gamma_scale(samples: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """1 / (D var) over the values of each problem's real samples, [B] float64; 1 if constant."""
-    real = (labels != 0)[..., None]
-    count = np.maximum(real.sum(axis=(1, 2)) * samples.shape[2], 1)
-    values = samples.astype(np.float64)
-    mean = (values * real).sum(axis=(1, 2), keepdims=True) / count[:, None, None]
-    variance = (np.square(values - mean) * real).sum(axis=(1, 2)) / count
-    return np.where(variance > 0, 1 / (samples.shape[2] * np.where(variance > 0, variance, 1)), 1)
-
-
 def _class_weights(labels: np.ndarray, class_weight: str | None) -> np.ndarray:
     """By which C is multiplied for each sample, [B, M] float64; 0 for padding."""
     real = labels != 0
@@ -188,13 +179,14 @@ def _solve(
     samples: jax.Array,
     labels: jax.Array,
     upper: jax.Array,
-    gamma: jax.Array,
     tolerance: jax.Array,
     max_iterations: jax.Array,
     *,
     kernel: str,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Multipliers [B, M] (signed), intercepts [B], gaps [B] and iterations [B] by SMO."""
+) -> tuple[jax.Array, ...]:
+    """Multipliers [B, M] (signed), intercepts, gammas, gaps and iterations [B] by SMO."""
+    samples, labels = samples.astype(jnp.float64), labels.astype(jnp.float64)
+    gamma = _gamma_scale(samples, labels != 0)
     matrix = jnp.einsum("bmd,bnd->bmn", samples, samples, precision="highest")
     diagonal = jnp.diagonal(matrix, axis1=1, axis2=2)
     if kernel == "rbf":
@@ -260,28 +252,35 @@ def _solve(
     most, least, _, _ = gaps(multipliers, gradient)
     middle = ((most + least) / 2)[:, 0]
     intercept = jnp.where(free.any(axis=1), on_margin, middle)
-    return multipliers, jnp.where(jnp.isfinite(intercept), intercept, 0), gap, iterations
+    intercept = jnp.where(jnp.isfinite(intercept), intercept, 0)
+    return multipliers, intercept, gamma, gap, iterations
+
+
+def _gamma_scale(samples: jax.Array, real: jax.Array) -> jax.Array:
+    """1 / (D var) over the values of each problem's real samples [B, M, D]; 1 if constant."""
+    values = jnp.where(real[..., None], samples, 0)
+    count = jnp.maximum(real.sum(axis=1) * samples.shape[2], 1)
+    mean = values.sum(axis=(1, 2)) / count
+    deviations = jnp.where(real[..., None], samples - mean[:, None, None], 0)
+    variance = jnp.square(deviations).sum(axis=(1, 2)) / count
+    return jnp.where(variance > 0, 1 / (samples.shape[2] * variance), 1)
 
 
 def _solve_by_sklearn(
-    samples: np.ndarray,
-    labels: np.ndarray,
-    upper: np.ndarray,
-    gamma: np.ndarray,
-    *,
-    kernel: str,
-    tolerance: float,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    samples: np.ndarray, labels: np.ndarray, upper: np.ndarray, *, kernel: str, tolerance: float
+) -> tuple[np.ndarray, ...]:
     """As `_solve`, one problem after another; gaps are not known (NaN)."""
     multipliers = np.zeros(labels.shape)
-    intercepts, iterations = np.zeros(len(labels)), np.zeros(len(labels), np.int32)
+    intercepts, gammas = np.zeros(len(labels)), np.ones(len(labels))
+    iterations = np.zeros(len(labels), np.int32)
     for b in np.flatnonzero(upper.any(axis=1)):
         real = np.flatnonzero(labels[b])
-        svc = SVC(kernel=kernel, C=1, gamma=gamma[b], tol=tolerance)
+        svc = SVC(kernel=kernel, C=1, tol=tolerance)  # gamma="scale" is the default
         svc.fit(samples[b, real].astype(np.float64), labels[b, real], sample_weight=upper[b, real])
         multipliers[b, real[svc.support_]] = svc.dual_coef_[0]
         intercepts[b], iterations[b] = svc.intercept_[0], svc.n_iter_[0]
-    return multipliers, intercepts, np.full(len(labels), np.nan), iterations
+        gammas[b] = svc._gamma
+    return multipliers, intercepts, gammas, np.full(len(labels), np.nan), iterations
 
 
 def _over_processes(
@@ -322,9 +321,12 @@ def rbf_decisions(machines: Machine, codes: jax.Array) -> jax.Array:
 
 
 def rbf_decisions_of_shared(
-    rows: jax.Array, places: np.ndarray, machines: Machine, codes: jax.Array
-) -> jax.Array:
-    """As `rbf_decisions`, of machines that have samples in common: distances are taken once.
+    rows: np.ndarray, places: np.ndarray, machines: Machine, codes: np.ndarray
+) -> np.ndarray:
+    """As `rbf_decisions`, on a CPU, of machines that have samples in common.
+
+    Distances of all samples to a tile of the codes are taken once; each machine picks its rows.
+    NumPy does that: XLA picks rows four times slower (`benchmarks/NOTES.md`).
 
     Args:
         rows: [U, D] float32, the different samples.
@@ -332,32 +334,39 @@ def rbf_decisions_of_shared(
         machines: their `support` is not used.
         codes: [N, D] float32.
     """
-    tiles = [codes[start : start + TILE] for start in range(0, len(codes), TILE)]
-    parameters = (places, machines.coefficients, machines.gamma, machines.intercept)
-    with ThreadPoolExecutor(CORES) as pool:  # a tile on each core: XLA does the machines in a loop
-        values = pool.map(lambda tile: _decide_tile(rows, *parameters, tile), tiles)
-        return jnp.concatenate([*values], axis=1)
+    rows, codes = _padded(np.asarray(rows), 0), np.asarray(codes)
+    values = np.empty((len(places), len(codes)), np.float32)
+
+    def decide(start: int) -> None:
+        tile = codes[start : start + TILE]
+        distances = np.asarray(_squared_distances(rows, tile))
+        kernel = np.empty((places.shape[1], len(tile)), np.float32)
+        into = values[:, start : start + TILE]
+        for b, (place, coefficients) in enumerate(zip(places, machines.coefficients, strict=True)):
+            np.take(distances, place, axis=0, out=kernel, mode="clip")
+            np.multiply(kernel, -machines.gamma[b], out=kernel)
+            np.exp(kernel, out=kernel)
+            np.add(coefficients @ kernel, machines.intercept[b], out=into[b])
+
+    with ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(decide, range(0, len(codes), TILE)))
+    return values
 
 
 @jax.jit
-def _decide_tile(
-    rows: jax.Array,
-    places: jax.Array,
-    coefficients: jax.Array,
-    gamma: jax.Array,
-    intercept: jax.Array,
-    codes: jax.Array,
-) -> jax.Array:
+def _squared_distances(rows: jax.Array, codes: jax.Array) -> jax.Array:
     products = jnp.matmul(rows, codes.T, precision="highest")
     lengths = jnp.sum(rows**2, axis=1)[:, None] + jnp.sum(codes**2, axis=1)
-    distances = jnp.maximum(lengths - 2 * products, 0)
+    return jnp.maximum(lengths - 2 * products, 0)
 
-    def decide(machine: tuple[jax.Array, ...]) -> jax.Array:
-        places, coefficients, gamma, intercept = machine
-        kernel = jnp.exp(-gamma * distances[places])
-        return jnp.matmul(coefficients, kernel, precision="highest") + intercept
 
-    return jax.lax.map(decide, (places, coefficients, gamma, intercept))
+def _padded(values: np.ndarray, axis: int) -> np.ndarray:
+    """With zeros at the end of an axis, to one of few lengths: there is a compilation for each."""
+    length = values.shape[axis]
+    step = max(16, 2 ** (length.bit_length() - 3))
+    widths = [(0, 0)] * values.ndim
+    widths[axis] = (0, -length % step)
+    return np.pad(values, widths)
 
 
 def decisions(kernel: str, machines: Machine, codes: jax.Array) -> jax.Array:

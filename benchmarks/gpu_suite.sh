@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Everything that a GPU should measure, in under 9 minutes: one JSON for each benchmark and a table.
+# Everything that a GPU should measure, in under 9 minutes: one JSON for each benchmark, a table,
+# and a roofline picture.
 #
 #   benchmarks/gpu_suite.sh OUT [--quick]    OUT: folder for the JSON files and table.md
 #
@@ -28,14 +29,18 @@ measure() {
 }
 
 measure 120 train_40_torch train_throughput --peer=torch --depths 40 --dtype=bfloat16 \
-  --batches 600 "$@"
+  --batches 600 --steps-per-call 1 50 "$@"
 measure 120 train_40 train_throughput --depths 40 --dtype=bfloat16 --batches 150 2400 "$@"
-measure 60 train_10 train_throughput --depths 10 --dtype=bfloat16 --batches 150 2400 "$@"
-measure 60 train_10_float32 train_throughput --depths 10 --batches 150 "$@"
+measure 45 train_10 train_throughput --depths 10 --dtype=bfloat16 --batches 150 2400 "$@"
+measure 45 train_10_float32 train_throughput --depths 10 --batches 150 "$@"
+measure 45 remat train_throughput --depths 60 --dtype=bfloat16 --batches 600 --variants unpooled \
+  --remat off on "$@"
 measure 60 encode encode_throughput --images=60000 --dtypes float32 bfloat16 "$@"
-measure 60 input input_pipeline --width=64 --batch=2400 --steps=20 "$@"
+measure 45 input input_pipeline --width=64 --batch=2400 --steps=20 "$@"
 measure 60 compile compile_time "$@"
 
+[ ! -e "$out/train_40_torch.json" ] ||
+  "$python" benchmarks/roofline.py "$out/roofline.png" "$out/train_40_torch.json"
 "$python" benchmarks/table.py "$out" >"$out/table.md" && cat "$out/table.md"
 if [ ${#failed[@]} -gt 0 ]; then
   echo "failed or out of time: ${failed[*]}" >&2

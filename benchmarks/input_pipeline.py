@@ -107,6 +107,7 @@ def _parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.images, arguments.steps, arguments.rounds = 5_000, 5, 3
+        arguments.batch = min(arguments.batch, arguments.images // arguments.steps)
     if arguments.steps * arguments.batch > arguments.images:
         parser.error("--steps x --batch must not be more than --images")
     return arguments

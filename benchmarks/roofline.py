@@ -40,11 +40,14 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
             for row in content["rows"]
         ]
     intensities = np.array([intensity for intensity, _, _ in points])
-    across = np.geomspace(intensities.min() / 8, intensities.max() * 4, 200)
+    limits = [content["limits"] for content in results.values()]
+    ridges = [each["matmul_flops"] / each["copy_bytes"] for each in limits]
+    ends = min(*ridges, intensities.min()) / 4, max(*ridges, intensities.max()) * 4
+    across = np.geomspace(*ends, 400)
     for i, (name, content) in enumerate(results.items()):
         limits = content["limits"]
         roof = np.minimum(limits["copy_bytes"] * across, limits["matmul_flops"])
-        axes.plot(across, roof, color=f"C{i}", label=f"limits in the run {name}")
+        axes.plot(across, roof, color=f"C{i}", label=f"limits, {name}")
     for intensity, row, name in points:
         color = f"C{list(results).index(name)}"
         rate = row["images_per_second"]
@@ -56,9 +59,10 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
         way += f" ×{row['steps_per_call']}" if row["steps_per_call"] > 1 else ""
         way += " remat" if row["remat"] else ""
         axes.annotate(
-            f"{way}, {row['variant']}, depth {row['depth']}, batch {row['batch']}",
+            f"{way}, {row['variant']}, depth {row['depth']}, batch {row['batch']}, {row['dtype']}",
             (intensity, rate["median"] * scale),
-            xytext=(6, -3),
+            xytext=(-6, -3) if row["peer"] else (6, -3),
+            ha="right" if row["peer"] else "left",
             textcoords="offset points",
             fontsize=7,
         )
@@ -70,7 +74,7 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> None:
         title=f"Training step on {_device(next(iter(results.values())))}",
     )
     axes.grid(alpha=0.3, which="both")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower left")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -54,7 +54,7 @@ def test_ranks_are_places_in_the_stable_sort_whatever_the_ties(distances, order,
     items = np.tile(np.array(order[:count], np.int32), (3, 1))
     items[1, count // 2 :] = PADDING
     for ranks_by in RANKS:
-        ranks = np.asarray(ranks_by(distances, items))
+        ranks = np.asarray(ranks_by(-distances, items))
         for row in range(3):
             place = np.empty(40, int)
             place[np.argsort(distances[row], kind="stable")] = np.arange(40)
@@ -79,7 +79,7 @@ def test_the_best_in_two_stages_are_those_of_the_stable_sort_whatever_the_ties(s
 def test_ranks_take_infinite_distances_as_last_before_padding(ranks_by):
     distances = np.array([[np.inf, 1.0, np.inf, 0.0]], np.float32)
     items = np.array([[0, 1, 2, 3, PADDING]], np.int32)
-    ranks = ranks_by(distances, items)
+    ranks = ranks_by(-distances, items)
     assert ranks.tolist() == [[2, 1, 3, 0, 4]]
 
 
