@@ -15,10 +15,11 @@ import ml_collections
 import numpy as np
 
 from air_jax import metrics, retrieval
-from air_jax.learners import LEARNERS, Learner, Marks, Space, baseline_scores
+from air_jax.learners import LEARNERS, Learner, Marks, Ranking, Space, baseline_scores
 from air_jax.progress import Progress
 
 SCORES_BYTES = 2**30  # of the queries that are played at once; a few copies of it are made
+SHOW = ("best", "uncertain")
 TOP = 10  # images of each ranking that are kept for the report
 
 
@@ -42,16 +43,6 @@ class Round(NamedTuple):
     seconds: float
 
 
-@partial(jax.jit, static_argnames="count")
-def _best_unmarked(scores: jax.Array, marked: jax.Array, count: int) -> jax.Array:
-    """The first `count` images of each ranking [B, N] that are not in `marked` [B, M]."""
-    # Among so many there are enough: cheaper than a copy of all scores without the marked ones.
-    _, positions = retrieval.nearest(scores, count + marked.shape[1])
-    is_marked = (positions[:, :, None] == marked[:, None, :]).any(axis=2)
-    order = jnp.argsort(is_marked, axis=1, stable=True)[:, :count]
-    return jnp.take_along_axis(positions, order, axis=1)
-
-
 def rounds(
     learner: Learner,
     space: Space,
@@ -61,6 +52,8 @@ def rounds(
     count: int,
     marks_per_round: int,
     seeds: list[list[int]],
+    show: str = "best",
+    recorded: np.ndarray | None = None,
 ) -> Iterator[Round]:
     """Simulate a session for each query of a block.
 
@@ -73,6 +66,10 @@ def rounds(
         count: rounds of feedback.
         marks_per_round: images shown and marked in each.
         seeds: for learners that draw, one for each query.
+        show: "best", or "uncertain": from round 2 on the images whose score is closest to zero, of
+            a learner whose scores are signed.
+        recorded: [B, count * marks_per_round] database positions that are shown instead, in this
+            order.
 
     Yields:
         Round 0, before any mark, to round `count`.
@@ -83,9 +80,18 @@ def rounds(
     marks = Marks(empty, empty.astype(bool))
     drawn = np.zeros((len(queries), 0), np.int64)
     yield Round(0, scores, marks, drawn, 0, time.monotonic() - started)
+    ranking: Ranking | None = None
     for number in range(1, count + 1):
         started = time.monotonic()
-        shown = np.asarray(_best_unmarked(scores, marks.positions, marks_per_round))
+        if recorded is not None:
+            before = marks.positions.shape[1]
+            shown = recorded[:, before : before + marks_per_round]
+        else:
+            shown_by = scores
+            if show == "uncertain" and ranking is not None and ranking.signed:
+                shown_by = jnp.where(ranking.learnt[:, None], -jnp.abs(scores), scores)
+            shown = retrieval.best_unmarked(shown_by, marks.positions, marks_per_round)
+            shown = np.asarray(shown)
         marks = Marks(
             np.concatenate([marks.positions, shown], axis=1),
             np.concatenate([marks.relevant, judge(shown)], axis=1),
@@ -134,7 +140,7 @@ class Simulation(NamedTuple):
 
 
 def simulate(
-    learner: str,
+    learner: str | Learner,
     space: Space,
     query_codes: np.ndarray,
     query_labels: np.ndarray,
@@ -143,12 +149,14 @@ def simulate(
     rounds_count: int,
     marks_per_round: int,
     seed: int = 0,
+    show: str = "best",
+    recorded: np.ndarray | None = None,
     block: int | None = None,
 ) -> Simulation:
     """Let the simulated user give feedback for every query, and judge each round's ranking.
 
     Args:
-        learner: one of `LEARNERS`.
+        learner: one of `LEARNERS` by name, or any.
         space: the database.
         query_codes: [Q, D] not centred.
         query_labels: [Q].
@@ -156,6 +164,8 @@ def simulate(
         rounds_count: rounds of feedback.
         marks_per_round: images marked in each.
         seed: for learners that draw.
+        show: see `rounds`.
+        recorded: see `rounds`; [Q, rounds_count * marks_per_round].
         block: queries at a time; None: as many as have `SCORES_BYTES` of scores.
 
     Raises:
@@ -168,17 +178,20 @@ def simulate(
 
     def play(rows: np.ndarray) -> Iterator[Round]:
         return rounds(
-            LEARNERS[learner],
+            LEARNERS[learner] if isinstance(learner, str) else learner,
             space,
             queries[rows],
             lambda shown: database_labels[shown] == query_labels[rows, None],
             count=rounds_count,
             marks_per_round=marks_per_round,
             seeds=[[seed, int(row)] for row in rows],
+            show=show,
+            recorded=None if recorded is None else recorded[rows],
         )
 
     parts = []
-    with Progress(f"feedback {learner}", count, unit="queries") as progress:
+    label = f"feedback {learner}" if isinstance(learner, str) else "feedback"
+    with Progress(label, count, unit="queries") as progress:
         for start in range(0, count, block):
             # The last block is filled up with queries whose results are dropped below.
             rows = np.resize(np.arange(start, min(start + block, count)), block)
@@ -293,6 +306,8 @@ def validate(config: ml_collections.ConfigDict, database_size: int) -> None:
     for learner in config.learners:
         if learner not in LEARNERS:
             raise ValueError(f"feedback.learners: {learner!r} is not one of {', '.join(LEARNERS)}")
+    if config.show not in SHOW:
+        raise ValueError(f"feedback.show={config.show!r}: expected one of {', '.join(SHOW)}")
     for key in ("queries", "seed"):
         if config[key] < 0:
             raise ValueError(f"feedback.{key}={config[key]}: expected 0 or more")

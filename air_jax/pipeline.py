@@ -194,7 +194,14 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
             [
                 workdir.state("encode"),
                 learners.parameters(learner),
-                [config.rounds, config.marks_per_round, config.queries, config.seed, metric],
+                [
+                    config.rounds,
+                    config.marks_per_round,
+                    config.queries,
+                    config.seed,
+                    config.show,
+                    metric,
+                ],
             ]
         )
         simulation = _load_simulation(workdir, name, made_from)
@@ -208,6 +215,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
                 rounds_count=config.rounds,
                 marks_per_round=config.marks_per_round,
                 seed=config.seed,
+                show=config.show,
             )
             write_npz(workdir / name, made_from=made_from, query=chosen, **simulation._asdict())
         left.append(name)

@@ -29,7 +29,10 @@ KERNELS = ("linear", "rbf")
 SOLVERS = ("smo", "sklearn")
 TOLERANCE = 1e-5  # of the gradients' gap
 MAX_ITERATIONS = 20_000
-TILE = 1024  # codes whose distances to all samples are held at once
+TURN = 128  # iterations
+SLOTS_ON_CPU, SLOTS = 256, 8192  # problems worked on at a time
+TILE = 1024  # codes, at least, whose distances to all samples are held at once
+DISTANCES = 2**18  # so held if the samples are few
 CORES = os.cpu_count() or 1
 SMALLEST_CURVATURE = 1e-12  # of a pair of equal samples, as in LIBSVM
 
@@ -105,11 +108,7 @@ def fit(
         solve = partial(_solve_by_sklearn, kernel=kernel, tolerance=tolerance)
         found = _over_processes(solve, (samples, labels, upper), processes)
     else:
-        with jax.enable_x64(True):  # float32 gradients drift off within a few thousand iterations
-            arrays = (_padded(array, 1) for array in (samples, labels, upper))
-            found = _solve(*arrays, tolerance, max_iterations, kernel=kernel)
-            multipliers, *others = jax.device_get(found)
-            found = multipliers[:, : labels.shape[1]], *others
+        found = _solve(samples, labels, upper, kernel, tolerance, max_iterations)
     multipliers, intercept, gamma, gap, iterations = found
     machines = Machine(
         samples,
@@ -174,21 +173,77 @@ def _class_weights(labels: np.ndarray, class_weight: str | None) -> np.ndarray:
     return weights
 
 
-@partial(jax.jit, static_argnames="kernel")
 def _solve(
+    samples: np.ndarray,
+    labels: np.ndarray,
+    upper: np.ndarray,
+    kernel: str,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[np.ndarray, ...]:
+    """Multipliers [B, M] (signed), intercepts, gammas, gaps and iterations [B] by SMO.
+
+    Problems differ tenfold in the iterations they need. So some are worked on at a time, `TURN`
+    iterations each, and a solved one makes room for the next.
+    """
+    problems = (samples, labels.astype(np.float64), upper)
+    problems = [_padded(array, 1) for array in problems]
+    count, width = problems[1].shape
+    slots = min(count, SLOTS_ON_CPU if jax.default_backend() == "cpu" else SLOTS)
+    multipliers = np.zeros((count, width))
+    intercepts, gammas, gaps = np.zeros(count), np.zeros(count), np.zeros(count)
+    iterations = np.zeros(count, np.int32)
+    gradients = np.zeros((slots, width))
+    owners = np.arange(slots)  # of each slot; -1 once there is nothing left to do
+    waiting = slots
+    gradients[:] = problems[1][owners]  # multipliers are zero
+    while (owners >= 0).any():
+        with jax.enable_x64(True):  # float32 gradients drift off within a few thousand iterations
+            found = _take_turn(
+                *(array[owners] for array in problems),
+                multipliers[owners],
+                gradients,
+                iterations[owners],
+                tolerance,
+                np.where(owners >= 0, max_iterations, 0),
+                kernel=kernel,
+            )
+            own, gradients, *figures = (np.array(array) for array in found)
+        busy = owners >= 0
+        multipliers[owners[busy]] = own[busy]
+        for kept, values in zip((intercepts, gammas, gaps, iterations), figures, strict=True):
+            kept[owners[busy]] = values[busy]
+        done = busy & (~(gaps[owners] > tolerance) | (iterations[owners] >= max_iterations))
+        following = np.arange(waiting, min(waiting + done.sum(), count))
+        waiting += len(following)
+        owners[done] = np.pad(following, (0, done.sum() - len(following)), constant_values=-1)
+        fresh = done & (owners >= 0)
+        gradients[fresh] = problems[1][owners[fresh]]
+    return multipliers[:, : labels.shape[1]], intercepts, gammas, gaps, iterations
+
+
+@partial(jax.jit, static_argnames="kernel")
+def _take_turn(
     samples: jax.Array,
     labels: jax.Array,
     upper: jax.Array,
+    multipliers: jax.Array,
+    gradient: jax.Array,
+    iterations: jax.Array,
     tolerance: jax.Array,
     max_iterations: jax.Array,
     *,
     kernel: str,
 ) -> tuple[jax.Array, ...]:
-    """Multipliers [B, M] (signed), intercepts, gammas, gaps and iterations [B] by SMO."""
-    samples, labels = samples.astype(jnp.float64), labels.astype(jnp.float64)
-    gamma = _gamma_scale(samples, labels != 0)
+    """Up to `TURN` iterations on each of S problems.
+
+    Returns:
+        Multipliers and gradients [S, M], intercepts, gammas, gaps and iterations [S].
+    """
+    samples = samples.astype(jnp.float64)
     matrix = jnp.einsum("bmd,bnd->bmn", samples, samples, precision="highest")
     diagonal = jnp.diagonal(matrix, axis1=1, axis2=2)
+    gamma = _gamma_scale(samples, diagonal, (labels != 0).astype(samples.dtype))
     if kernel == "rbf":
         distances = diagonal[:, :, None] + diagonal[:, None, :] - 2 * matrix
         matrix = jnp.exp(-gamma[:, None, None] * jnp.maximum(distances, 0))
@@ -217,15 +272,17 @@ def _solve(
         least = jnp.min(shrinks, axis=1, keepdims=True)
         return most, least, i, shrinks
 
+    end = jnp.minimum(iterations + TURN, max_iterations)
+
     def unfinished(carry: tuple[jax.Array, ...]) -> jax.Array:
         _, _, gap, iterations = carry
-        return jnp.any((gap > tolerance) & (iterations < max_iterations))
+        return jnp.any((gap > tolerance) & (iterations < end))
 
     def iterate(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         multipliers, gradient, _, iterations = carry
         most, least, i, shrinks = gaps(multipliers, gradient)
         gap = (most - least)[:, 0]
-        going = (gap > tolerance) & (iterations < max_iterations)
+        going = (gap > tolerance) & (iterations < end)
         row_i = row(i)
         curvature = at(diagonal, i) + diagonal - 2 * row_i
         curvature = jnp.where(curvature > 0, curvature, SMALLEST_CURVATURE)
@@ -243,9 +300,8 @@ def _solve(
         moved = jnp.where(is_j & (step == room_j), low, moved)
         return moved, gradient - step * (row_i - row(j)), gap, iterations + going
 
-    everyone = jnp.full(len(labels), jnp.inf)
-    start = (jnp.zeros_like(labels), labels, everyone, jnp.zeros(len(labels), jnp.int32))
-    multipliers, gradient, gap, iterations = jax.lax.while_loop(unfinished, iterate, start)
+    start = (multipliers, gradient, jnp.full(len(labels), jnp.inf), iterations)
+    multipliers, gradient, _, iterations = jax.lax.while_loop(unfinished, iterate, start)
     # On the margin the gradient is the intercept; with no sample there, it lies between the sides.
     free = (multipliers > low) & (multipliers < high)
     on_margin = jnp.sum(jnp.where(free, gradient, 0), axis=1) / jnp.maximum(free.sum(axis=1), 1)
@@ -253,17 +309,22 @@ def _solve(
     middle = ((most + least) / 2)[:, 0]
     intercept = jnp.where(free.any(axis=1), on_margin, middle)
     intercept = jnp.where(jnp.isfinite(intercept), intercept, 0)
-    return multipliers, intercept, gamma, gap, iterations
+    return multipliers, gradient, intercept, gamma, (most - least)[:, 0], iterations
 
 
-def _gamma_scale(samples: jax.Array, real: jax.Array) -> jax.Array:
-    """1 / (D var) over the values of each problem's real samples [B, M, D]; 1 if constant."""
-    values = jnp.where(real[..., None], samples, 0)
-    count = jnp.maximum(real.sum(axis=1) * samples.shape[2], 1)
-    mean = values.sum(axis=(1, 2)) / count
-    deviations = jnp.where(real[..., None], samples - mean[:, None, None], 0)
-    variance = jnp.square(deviations).sum(axis=(1, 2)) / count
-    return jnp.where(variance > 0, 1 / (samples.shape[2] * variance), 1)
+def _gamma_scale(samples: jax.Array, squares: jax.Array, real: jax.Array) -> jax.Array:
+    """1 / (D var) over the values of each problem's real samples; 1 if they are constant.
+
+    Of samples [B, M, D], their squared lengths [B, M], and 1 for real or 0 for padding [B, M]; all
+    float64, in which no float32 values but constant ones have so small a variance.
+    """
+    dimension = samples.shape[2]
+    count = jnp.maximum(real.sum(axis=1) * dimension, 1)
+    mean = jnp.einsum("bmd,bm->bd", samples, real, precision="highest").sum(axis=1) / count
+    power = (squares * real).sum(axis=1) / count
+    variance = power - mean**2
+    varies = variance > 1e-14 * power
+    return jnp.where(varies, 1 / (dimension * jnp.where(varies, variance, 1)), 1)
 
 
 def _solve_by_sklearn(
@@ -321,7 +382,11 @@ def rbf_decisions(machines: Machine, codes: jax.Array) -> jax.Array:
 
 
 def rbf_decisions_of_shared(
-    rows: np.ndarray, places: np.ndarray, machines: Machine, codes: np.ndarray
+    rows: np.ndarray,
+    places: np.ndarray,
+    machines: Machine,
+    codes: np.ndarray,
+    norms: np.ndarray,
 ) -> np.ndarray:
     """As `rbf_decisions`, on a CPU, of machines that have samples in common.
 
@@ -333,15 +398,17 @@ def rbf_decisions_of_shared(
         places: [B, M] int32, which of them each machine's samples are.
         machines: their `support` is not used.
         codes: [N, D] float32.
+        norms: [N] float32, their squared lengths.
     """
-    rows, codes = _padded(np.asarray(rows), 0), np.asarray(codes)
+    rows, codes, norms = _padded(np.asarray(rows), 0), np.asarray(codes), np.asarray(norms)
     values = np.empty((len(places), len(codes)), np.float32)
+    size = max(TILE, DISTANCES // len(rows))
 
     def decide(start: int) -> None:
-        tile = codes[start : start + TILE]
-        distances = np.asarray(_squared_distances(rows, tile))
-        kernel = np.empty((places.shape[1], len(tile)), np.float32)
-        into = values[:, start : start + TILE]
+        tile = slice(start, start + size)
+        distances = np.asarray(_squared_distances(rows, codes[tile], norms[tile]))
+        kernel = np.empty((places.shape[1], distances.shape[1]), np.float32)
+        into = values[:, tile]
         for b, (place, coefficients) in enumerate(zip(places, machines.coefficients, strict=True)):
             np.take(distances, place, axis=0, out=kernel, mode="clip")
             np.multiply(kernel, -machines.gamma[b], out=kernel)
@@ -349,15 +416,14 @@ def rbf_decisions_of_shared(
             np.add(coefficients @ kernel, machines.intercept[b], out=into[b])
 
     with ThreadPoolExecutor(CORES) as pool:
-        list(pool.map(decide, range(0, len(codes), TILE)))
+        list(pool.map(decide, range(0, len(codes), size)))
     return values
 
 
 @jax.jit
-def _squared_distances(rows: jax.Array, codes: jax.Array) -> jax.Array:
+def _squared_distances(rows: jax.Array, codes: jax.Array, norms: jax.Array) -> jax.Array:
     products = jnp.matmul(rows, codes.T, precision="highest")
-    lengths = jnp.sum(rows**2, axis=1)[:, None] + jnp.sum(codes**2, axis=1)
-    return jnp.maximum(lengths - 2 * products, 0)
+    return jnp.maximum(jnp.sum(rows**2, axis=1)[:, None] + norms - 2 * products, 0)
 
 
 def _padded(values: np.ndarray, axis: int) -> np.ndarray:

@@ -235,6 +235,7 @@ def test_chosen_queries_are_as_many_of_each_class():
         ({"learners": ("svc", "svn")}, "'svn' is not one of none, svc"),
         ({"learners": ()}, "feedback.learners is empty"),
         ({"rounds": 0}, "feedback.rounds=0"),
+        ({"show": "worst"}, "feedback.show='worst'"),
         ({"queries": -5}, "feedback.queries=-5"),
         ({"seed": -1}, "feedback.seed=-1"),
         ({"marks_per_round": 0}, "feedback.marks_per_round=0"),

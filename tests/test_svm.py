@@ -181,7 +181,7 @@ def test_shared_samples_decide_as_separate_ones():
     _, labels = problems(0, count=6, samples=30)
     machines, _ = svm.fit(rows[places], labels)
     codes = rng.normal(size=(svm.TILE + 300, 16)).astype(np.float32)
-    shared = svm.rbf_decisions_of_shared(rows, places, machines, codes)
+    shared = svm.rbf_decisions_of_shared(rows, places, machines, codes, (codes**2).sum(axis=1))
     separate = svm.rbf_decisions(machines, codes)
     np.testing.assert_allclose(shared, separate, atol=1e-5)
 
