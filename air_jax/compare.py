@@ -181,7 +181,8 @@ def main(_: list[str]) -> int:
 
 
 def _run() -> None:
-    held = read_npz(Path(_CODES.value))
+    needed = ("database", "database_label", "query", "query_label")
+    held = read_npz(Path(_CODES.value), needed)
     database, queries = retrieval.for_metric(_METRIC.value, held["database"], held["query"])
     labels, query_labels = held["database_label"], held["query_label"]
     asked = feedback.choose_queries(labels, _VALIDATION.value, seed=0)

@@ -400,30 +400,36 @@ def rbf_decisions_of_shared(
         codes: [N, D] float32.
         norms: [N] float32, their squared lengths.
     """
-    rows, codes, norms = _padded(np.asarray(rows), 0), np.asarray(codes), np.asarray(norms)
+    rows, codes, norms = np.asarray(rows), np.asarray(codes), np.asarray(norms)
+    # Distances as one product: (-2 r, |r|^2, 1) . (c, 1, |c|^2).
+    lengths = np.einsum("ud,ud->u", rows, rows)[:, None]
+    left = np.concatenate([-2 * rows, lengths, np.ones_like(lengths)], axis=1)
     values = np.empty((len(places), len(codes)), np.float32)
     size = max(TILE, DISTANCES // len(rows))
 
-    def decide(start: int) -> None:
-        tile = slice(start, start + size)
-        distances = np.asarray(_squared_distances(rows, codes[tile], norms[tile]))
-        kernel = np.empty((places.shape[1], distances.shape[1]), np.float32)
-        into = values[:, tile]
-        for b, (place, coefficients) in enumerate(zip(places, machines.coefficients, strict=True)):
-            np.take(distances, place, axis=0, out=kernel, mode="clip")
-            np.multiply(kernel, -machines.gamma[b], out=kernel)
-            np.exp(kernel, out=kernel)
-            np.add(coefficients @ kernel, machines.intercept[b], out=into[b])
+    def decide(starts: np.ndarray) -> None:
+        # Written over for every tile: fresh memory costs as much as the product.
+        all_distances = np.empty((len(rows), size), np.float32)
+        right = np.ones((size, left.shape[1]), np.float32)
+        for start in starts:
+            tile = slice(start, start + size)
+            count = len(codes[tile])
+            right[:count, : codes.shape[1]] = codes[tile]
+            right[:count, -1] = norms[tile]
+            distances = all_distances[:, :count] if count == size else None
+            distances = np.matmul(left, right[:count].T, out=distances)
+            kernel = np.empty((places.shape[1], count), np.float32)
+            for b, place in enumerate(places):
+                np.take(distances, place, axis=0, out=kernel, mode="clip")
+                np.multiply(kernel, -machines.gamma[b], out=kernel)
+                np.exp(kernel, out=kernel)
+                decided = machines.coefficients[b] @ kernel
+                np.add(decided, machines.intercept[b], out=values[b, tile])
 
+    starts = np.arange(0, len(codes), size)
     with ThreadPoolExecutor(CORES) as pool:
-        list(pool.map(decide, range(0, len(codes), size)))
+        list(pool.map(decide, [starts[core::CORES] for core in range(CORES)]))
     return values
-
-
-@jax.jit
-def _squared_distances(rows: jax.Array, codes: jax.Array, norms: jax.Array) -> jax.Array:
-    products = jnp.matmul(rows, codes.T, precision="highest")
-    return jnp.maximum(jnp.sum(rows**2, axis=1)[:, None] + norms - 2 * products, 0)
 
 
 def _padded(values: np.ndarray, axis: int) -> np.ndarray:
