@@ -32,6 +32,7 @@ setup(
         "tensorflow-cpu>=2.20; sys_platform == 'linux' and platform_machine == 'x86_64'",
         "tensorflow>=2.20; sys_platform != 'linux' or platform_machine != 'x86_64'",
         "tensorflow-datasets>=4.9.9",
+        "threadpoolctl>=3.5",
         "tqdm>=4.66",
     ],
     extras_require={

@@ -20,7 +20,7 @@ from air_jax.progress import Progress
 
 BLOCK = 64  # queries at a time: 64 x 50,000 float32 are 13 MB
 CORES = os.cpu_count() or 1
-METRICS = ("l2", "standardised")
+METRICS = ("l2", "standardised", "cosine")
 GROUP = 64  # neighbours in the first stage of the search for the best
 PADDING = -1  # in rows of database positions that are shorter than others
 
@@ -46,15 +46,23 @@ def for_metric(
 
     Args:
         metric: "l2", the paper's; "standardised": each dimension divided by its deviation over the
-            database.
+            database; "cosine": codes of unit length, whose squared distance is 2 - 2 cosine. A code
+            of zeros has none and stays.
         database: codes [N, D].
         queries: codes [Q, D].
     """
     if metric == "l2":
         return database, queries
+    if metric == "cosine":
+        return _unit_length(database), _unit_length(queries)
     deviations = database.std(axis=0)
     scale = np.where(deviations > 1e-12, deviations, 1)
     return database / scale, queries / scale
+
+
+def _unit_length(codes: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(codes, axis=1, keepdims=True)
+    return codes / np.where(lengths > 0, lengths, 1)
 
 
 def make_database(codes: np.ndarray) -> Database:
@@ -63,7 +71,7 @@ def make_database(codes: np.ndarray) -> Database:
     Raises:
         ValueError: not a matrix, empty, or NaN or infinite codes in it.
     """
-    _check_codes("database", codes)
+    check_codes("database", codes)
     mean = codes.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred = jnp.asarray((codes - mean).astype(np.float32))
     return Database(centred, jnp.sum(centred**2, axis=1), jnp.asarray(mean))
@@ -75,7 +83,7 @@ def centre(database: Database, queries: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: another dimension than the database's, or NaN or infinite codes.
     """
-    _check_codes("query", queries)
+    check_codes("query", queries)
     if queries.shape[1] != database.codes.shape[1]:
         raise ValueError(
             f"query codes have {queries.shape[1]} dimensions, "
@@ -84,7 +92,7 @@ def centre(database: Database, queries: np.ndarray) -> np.ndarray:
     return (queries - np.asarray(database.mean)).astype(np.float32)
 
 
-def _check_codes(name: str, codes: np.ndarray) -> None:
+def check_codes(name: str, codes: np.ndarray) -> None:
     if codes.ndim != 2 or not len(codes):
         raise ValueError(f"{name} codes have shape {list(codes.shape)}; expected [N > 0, D]")
     finite = np.isfinite(codes).all(axis=1)
@@ -162,7 +170,7 @@ def search(
         raise ValueError(f"k={k}: expected from 1 to the {size} images in the database")
     found = [
         jax.device_get(_search_block(rows, database, k))
-        for rows in _blocks(centre(database, queries), block)
+        for rows in blocks(centre(database, queries), block)
     ]
     distances, positions = map(np.concatenate, zip(*found, strict=True))
     return distances[: len(queries)], positions[: len(queries)]
@@ -223,18 +231,35 @@ def ranks_by_bisection(scores: jax.Array, items: jax.Array) -> jax.Array:
 
     Only the items are sorted; each image of the database finds its place among them by bisection.
     """
-    return jax.vmap(_ranks_of_row)(-scores, items)
+    size = scores.shape[1]
+
+    def ranks_of_row(distances: jax.Array, items: jax.Array) -> jax.Array:
+        values = jnp.where(items == PADDING, jnp.inf, distances[items])
+        before = images_before(distances, 0, values, jnp.where(items == PADDING, size, items))
+        return jnp.where(items == PADDING, size, before)
+
+    return jax.vmap(ranks_of_row)(-scores, items)
 
 
-def _ranks_of_row(distances: jax.Array, items: jax.Array) -> jax.Array:
+def images_before(
+    distances: jax.Array, first: jax.Array | int, values: jax.Array, items: jax.Array
+) -> jax.Array:
+    """How many of some images of the database stand before each of M items.
+
+    Args:
+        distances: [N] float32, of neighbouring images.
+        first: the database position of the first of them.
+        values: [M] float32, the items' distances.
+        items: [M] int32, their positions in the database, whether among the images or not.
+
+    Returns:
+        [M] int32.
+    """
     size, count = len(distances), len(items)
-    padded = items == PADDING
-    value = jnp.where(padded, jnp.inf, distances[items])
-    index = jnp.where(padded, size, items)
-    value, index, place = jax.lax.sort((value, index, jnp.arange(count)), num_keys=2)
+    value, index, place = jax.lax.sort((values, items, jnp.arange(count)), num_keys=2)
 
     # For every image, the number of items that stand before it: the first item it is before.
-    positions = jnp.arange(size)
+    positions = first + jnp.arange(size)
     low = jnp.zeros(size, jnp.int32)
     high = jnp.full(size, count, jnp.int32)
     for _ in range(count.bit_length()):
@@ -248,8 +273,9 @@ def _ranks_of_row(distances: jax.Array, items: jax.Array) -> jax.Array:
         high = jnp.where(searching & ~item_is_before, middle, high)
     # Before item p stand the images with at most p items before them, less the item itself.
     images_at = jnp.zeros(count + 1, jnp.int32).at[low].add(1)
-    rank = jnp.cumsum(images_at)[:count] - 1
-    return jnp.zeros(count, jnp.int32).at[place].set(jnp.where(index == size, size, rank))
+    is_image = (index >= first) & (index < first + size)
+    before = jnp.cumsum(images_at)[:count] - is_image
+    return jnp.zeros(count, jnp.int32).at[place].set(before)
 
 
 def ranks_by_distance(
@@ -267,13 +293,13 @@ def ranks_by_distance(
         ValueError: `queries` do not fit the database.
     """
     progress = Progress(label, len(queries), unit="queries") if label else None
-    blocks = _blocks(items, block)
+    wanted = blocks(items, block)
     found = []
     # The next block's scores are computed while these are ranked.
     for scores in _ahead(
-        negative_distances(rows, database) for rows in _blocks(centre(database, queries), block)
+        negative_distances(rows, database) for rows in blocks(centre(database, queries), block)
     ):
-        found.append(ranks(scores, next(blocks)))
+        found.append(ranks(scores, next(wanted)))
         if progress:
             progress.advance(min(block, progress.total - progress.done))
     if progress:
@@ -302,7 +328,7 @@ def relevant_items(query_labels: np.ndarray, database_labels: np.ndarray) -> np.
     return table[which]
 
 
-def _blocks(rows: np.ndarray, block: int) -> Iterator[np.ndarray]:
+def blocks(rows: np.ndarray, block: int) -> Iterator[np.ndarray]:
     """Blocks of equal length, the last filled up with zeros: one compilation."""
     for start in range(0, len(rows), block):
         part = rows[start : start + block]

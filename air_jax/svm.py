@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from sklearn.svm import SVC
+from threadpoolctl import threadpool_limits
 
 KERNELS = ("linear", "rbf")
 SOLVERS = ("smo", "sklearn")
@@ -31,7 +32,7 @@ TOLERANCE = 1e-5  # of the gradients' gap
 MAX_ITERATIONS = 20_000
 TURN = 128  # iterations
 SLOTS_ON_CPU, SLOTS = 256, 8192  # problems worked on at a time
-TILE = 1024  # codes, at least, whose distances to all samples are held at once
+TILE = 2048  # codes, at least, whose distances to all samples are held at once
 DISTANCES = 2**18  # so held if the samples are few
 CORES = os.cpu_count() or 1
 SMALLEST_CURVATURE = 1e-12  # of a pair of equal samples, as in LIBSVM
@@ -400,12 +401,18 @@ def rbf_decisions_of_shared(
         codes: [N, D] float32.
         norms: [N] float32, their squared lengths.
     """
-    rows, codes, norms = np.asarray(rows), np.asarray(codes), np.asarray(norms)
+    counts = machines.coefficients != 0  # about half of them
+    used, place_of = np.unique(places[counts], return_inverse=True)
+    ends = np.cumsum(counts.sum(axis=1))[:-1]
+    supports = [
+        *zip(np.split(place_of, ends), np.split(machines.coefficients[counts], ends), strict=True)
+    ]
+    rows, codes, norms = np.asarray(rows)[used], np.asarray(codes), np.asarray(norms)
     # Distances as one product: (-2 r, |r|^2, 1) . (c, 1, |c|^2).
     lengths = np.einsum("ud,ud->u", rows, rows)[:, None]
     left = np.concatenate([-2 * rows, lengths, np.ones_like(lengths)], axis=1)
     values = np.empty((len(places), len(codes)), np.float32)
-    size = max(TILE, DISTANCES // len(rows))
+    size = max(TILE, DISTANCES // max(len(rows), 1))
 
     def decide(starts: np.ndarray) -> None:
         # Written over for every tile: fresh memory costs as much as the product.
@@ -418,16 +425,17 @@ def rbf_decisions_of_shared(
             right[:count, -1] = norms[tile]
             distances = all_distances[:, :count] if count == size else None
             distances = np.matmul(left, right[:count].T, out=distances)
-            kernel = np.empty((places.shape[1], count), np.float32)
-            for b, place in enumerate(places):
+            kernels = np.empty((places.shape[1], count), np.float32)
+            for b, (place, coefficients) in enumerate(supports):
+                kernel = kernels[: len(place)]
                 np.take(distances, place, axis=0, out=kernel, mode="clip")
                 np.multiply(kernel, -machines.gamma[b], out=kernel)
                 np.exp(kernel, out=kernel)
-                decided = machines.coefficients[b] @ kernel
-                np.add(decided, machines.intercept[b], out=values[b, tile])
+                np.add(coefficients @ kernel, machines.intercept[b], out=values[b, tile])
 
     starts = np.arange(0, len(codes), size)
-    with ThreadPoolExecutor(CORES) as pool:
+    # The cores are taken by our threads: BLAS's own would wait for each other.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(CORES) as pool:
         list(pool.map(decide, [starts[core::CORES] for core in range(CORES)]))
     return values
 

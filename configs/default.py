@@ -69,7 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
     encode.batch = 512
 
     config.retrieval = retrieval = ml_collections.ConfigDict()
-    retrieval.metric = "l2"  # the paper's; standardised: unit variance in each dimension first
+    retrieval.metric = "l2"  # the paper's; standardised, cosine: see retrieval.for_metric
     retrieval.baselines = ("random", "pixels", "pca", "kmeans", "untrained")
 
     config.feedback = feedback = ml_collections.ConfigDict()

@@ -1,4 +1,4 @@
-"""What several test files use. JAX gets four virtual CPU devices.
+"""What several test files use. JAX gets eight virtual CPU devices.
 
 All tests, and the programs they start, share one cache of compilations: most compile the same few
 small nets.
@@ -22,7 +22,7 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = _compilations.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_compilation_cache_dir", _compilations.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = Path(__file__).parent.parent
 

@@ -175,3 +175,17 @@ def test_the_standardised_metric_is_scikit_learns_seuclidean():
     variance[3] = 1
     expected = np.sort(cdist(queries, database, "seuclidean", V=variance) ** 2, axis=1)
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_cosine_metric_is_scipys():
+    database, queries = random_codes(0, 60), random_codes(1, 7)
+    database[5] = 0
+    scaled = retrieval.for_metric("cosine", database, queries)
+    found, positions = retrieval.search(retrieval.make_database(scaled[0]), scaled[1], 59)
+    expected = cdist(queries, np.delete(database, 5, axis=0), "cosine")
+    real = np.take_along_axis(found, np.argsort(positions, axis=1), axis=1)
+    present = np.sort(positions, axis=1)
+    for row in range(7):
+        kept = present[row] != 5
+        columns = present[row][kept] - (present[row][kept] > 5)
+        np.testing.assert_allclose(real[row][kept] / 2, expected[row, columns], atol=1e-5)

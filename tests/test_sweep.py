@@ -100,12 +100,12 @@ def test_a_sweep_stopped_and_continued_equals_an_uninterrupted_one(config, tmp_p
 
     steps = 0
 
-    def interrupt(self, step, metrics, add=train.TrainingLog.add):
+    def interrupt(self, step, *args, add=train.TrainingLog.add):
         nonlocal steps
         steps += 1
         if steps == 14:  # in the second member
             raise KeyboardInterrupt
-        add(self, step, metrics)
+        add(self, step, *args)
 
     _, members = members_of(config, tmp_path / "parts")
     with monkeypatch.context() as patch:
