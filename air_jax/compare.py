@@ -5,9 +5,13 @@
 Constants are chosen on queries drawn from the database part, which leave it for that time; figures
 are of held-out queries. Residual mAP is comparable between learners only on the same marks, so the
 recorded set is what decides: the images that the first retrieval shows, 20 in each round. Leaves
-`compare.json` and `compare.md`.
+`compare.json` and `compare.md`. Stopped, the same command continues: what was found is kept in
+`parts.json`.
 """
 
+import hashlib
+import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +19,21 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
-from air_jax import command, feedback, learners, metrics, retrieval
+from air_jax import baselines, command, feedback, learners, metrics, plan, retrieval
+from air_jax.configs import default
 from air_jax.feedback import Simulation
 from air_jax.files import read_npz, write_json
 from air_jax.learners import LEARNERS, Learner
 from air_jax.progress import say
+from air_jax.workdir import CONFIG_FILE
 
 _CODES = flags.DEFINE_string("codes", None, "a run's codes.npz", required=True)
+_OF = flags.DEFINE_enum(
+    "of",
+    "codes",
+    ["codes", "untrained", *baselines.WITHOUT_NET],
+    "which codes: the run's, its untrained net's, or some of the same images that need no net",
+)
 _OUT = flags.DEFINE_string("out", None, "folder for what is found", required=True)
 _QUERIES = flags.DEFINE_integer("queries", 1000, "held-out queries; 0: all", lower_bound=0)
 _VALIDATION = flags.DEFINE_integer("validation", 500, "queries to choose constants by", 1)
@@ -29,6 +41,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "of feedback", lower_bound=1)
 _MARKS = flags.DEFINE_integer("marks", 20, "images marked in each round", lower_bound=1)
 _METRIC = flags.DEFINE_enum("metric", "l2", retrieval.METRICS, "of the first retrieval")
 
+ROLES = ("database", "query")
 # What is tried for each learner; the others are compared as they are.
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "svc_balanced": [{"C": C} for C in (0.1, 1.0, 10.0)],
@@ -44,6 +57,30 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     ],
     "means": [{"away": away} for away in (0.0, 0.25, 0.5, 1.0)],
 }
+
+
+class Parts:
+    """What has been found so far, in a file, so that a stopped comparison continues.
+
+    Args:
+        path: of the file.
+        inputs: what the comparison is of; parts of other inputs are done anew.
+    """
+
+    def __init__(self, path: Path, inputs: dict[str, Any]):
+        self.path, self.inputs = path, inputs
+        self.found: dict[str, Any] = {}
+        if path.exists():
+            held = json.loads(path.read_text())
+            self.found = held["found"] if held["inputs"] == inputs else {}
+
+    def of(self, name: str, work: Callable[[], Any]) -> Any:
+        """What `work` returns, a JSON value; done only if it is not there under this name."""
+        if name not in self.found:
+            say(name)
+            self.found[name] = work()
+            write_json(self.path, {"inputs": self.inputs, "found": self.found})
+        return self.found[name]
 
 
 class Collection:
@@ -87,7 +124,7 @@ class Collection:
         )
 
 
-def choose(collection: Collection) -> dict[str, dict[str, Any]]:
+def choose(collection: Collection, parts: Parts) -> dict[str, dict[str, Any]]:
     """The constants of each learner in `GRIDS` with the best residual mAP on the recorded marks.
 
     Returns:
@@ -97,16 +134,21 @@ def choose(collection: Collection) -> dict[str, dict[str, Any]]:
     for name, grid in GRIDS.items():
         tried = []
         for constants in grid:
-            say(f"validation: {name} {constants}")
-            found = collection.play(partial(LEARNERS[name], **constants), recorded=True)
-            residual = float(np.nanmean(found.residual_ap[:, 1:]))
+            work = partial(_residual_map, collection, partial(LEARNERS[name], **constants))
+            residual = parts.of(f"validation queries: {name} {constants}", work)
             tried.append({"constants": constants, "residual_map": residual})
         best = max(tried, key=lambda entry: entry["residual_map"])
         chosen[name] = best | {"tried": tried}
     return chosen
 
 
-def compare(collection: Collection, chosen: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _residual_map(collection: Collection, learner: Learner) -> float:
+    return float(np.nanmean(collection.play(learner, recorded=True).residual_ap[:, 1:]))
+
+
+def compare(
+    collection: Collection, chosen: dict[str, dict[str, Any]], parts: Parts
+) -> dict[str, Any]:
     """Every learner on held-out queries; by learner and kind of session, a list over rounds."""
     found: dict[str, Any] = {}
     for name, learner in LEARNERS.items():
@@ -114,20 +156,21 @@ def compare(collection: Collection, chosen: dict[str, dict[str, Any]]) -> dict[s
             continue
         if name in chosen:
             learner = partial(learner, **chosen[name]["constants"])
-        say(f"held-out queries: {name}")
-        sessions = {
-            "own": collection.play(learner),
-            "recorded": collection.play(learner, recorded=True),
-        }
+        kinds: dict[str, dict[str, Any]] = {"own": {}, "recorded": {"recorded": True}}
         if name.startswith(("svc", "ridge")):
-            sessions["uncertain"] = collection.play(learner, show="uncertain")
+            kinds["uncertain"] = {"show": "uncertain"}
         found[name] = {
-            kind: [
-                _round(simulation, number, collection) for number in range(collection.rounds + 1)
-            ]
-            for kind, simulation in sessions.items()
+            kind: parts.of(
+                f"held-out queries: {name}, {kind}", partial(_rounds, collection, learner, **how)
+            )
+            for kind, how in kinds.items()
         }
     return found
+
+
+def _rounds(collection: Collection, learner: Learner, **how: Any) -> list[dict[str, Any]]:
+    simulation = collection.play(learner, **how)
+    return [_round(simulation, number, collection) for number in range(collection.rounds + 1)]
 
 
 def _round(simulation: Simulation, number: int, collection: Collection) -> dict[str, Any]:
@@ -180,23 +223,51 @@ def main(_: list[str]) -> int:
     return command.guard(_run, Path(_OUT.value))
 
 
+def _codes(path: Path, of: str) -> dict[str, np.ndarray]:
+    """Codes and labels of database and queries, from a run's file or made of its images.
+
+    Raises:
+        FileNotFoundError: the file, or the run's config beside it, is not there.
+        ValueError: the file lacks an array, or is of other images than its config loads.
+    """
+    names = {part: f"untrained_{part}" if of == "untrained" else part for part in ROLES}
+    labels = [f"{part}_label" for part in ROLES]
+    held = read_npz(path, (*names.values(), *labels))
+    if of in baselines.WITHOUT_NET:
+        config = default.get_config()
+        kept = json.loads((path.parent / CONFIG_FILE).read_text())["config"]
+        config.update_from_flattened_dict(
+            {key: value for key, value in kept.items() if key.startswith("data.")}
+        )
+        job = plan.load(config)
+        if not np.array_equal(job.dataset.labels[job.database], held["database_label"]):
+            raise ValueError(f"{path} is of other images than {CONFIG_FILE} beside it loads")
+        dimension = held["database"].shape[1]
+        images = job.database_images(), job.query_images()
+        made = baselines.codes(of, *images, dimension)
+        held |= dict(zip(ROLES, made, strict=True))
+        names = {part: part for part in ROLES}
+    return {part: held[name] for part, name in names.items()} | {key: held[key] for key in labels}
+
+
 def _run() -> None:
-    needed = ("database", "database_label", "query", "query_label")
-    held = read_npz(Path(_CODES.value), needed)
+    held = _codes(Path(_CODES.value), _OF.value)
     database, queries = retrieval.for_metric(_METRIC.value, held["database"], held["query"])
     labels, query_labels = held["database_label"], held["query_label"]
+    out = Path(_OUT.value)
+    inputs = {"codes": hashlib.sha256(b"".join(held[key].tobytes() for key in held)).hexdigest()}
+    inputs |= {flag.name: flag.value for flag in (_QUERIES, _VALIDATION, _ROUNDS, _MARKS, _METRIC)}
+    parts = Parts(out / "parts.json", inputs)
     asked = feedback.choose_queries(labels, _VALIDATION.value, seed=0)
     rest = np.setdiff1d(np.arange(len(labels)), asked)
     sizes = _ROUNDS.value, _MARKS.value
-    chosen = choose(
-        Collection(database[rest], labels[rest], database[asked], labels[asked], *sizes)
-    )
+    validation = Collection(database[rest], labels[rest], database[asked], labels[asked], *sizes)
+    chosen = choose(validation, parts)
     kept = feedback.choose_queries(query_labels, _QUERIES.value, seed=0)
-    found = compare(Collection(database, labels, queries[kept], query_labels[kept], *sizes), chosen)
+    held_out = Collection(database, labels, queries[kept], query_labels[kept], *sizes)
+    found = compare(held_out, chosen, parts)
     best = winner(found)
     content = {"winner": best, "queries": len(kept), "chosen": chosen, "learners": found}
-    out = Path(_OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "compare.json", content)
     text = table(found)
     (out / "compare.md").write_text(f"Winner: `{best}`\n\n{text}\n")
