@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from absl import app, flags, logging
 
-from air_jax import baselines, command, feedback, learners, metrics, plan, retrieval
+from air_jax import baselines, command, feedback, metrics, plan, retrieval, scoring
 from air_jax.configs import default
 from air_jax.feedback import Simulation
 from air_jax.files import read_npz, write_json
@@ -104,7 +104,7 @@ class Collection:
         rounds: int,
         marks: int,
     ):
-        self.space = learners.make_space(database)
+        self.space = scoring.make_space(database)
         self.labels, self.queries, self.query_labels = labels, queries, query_labels
         self.rounds, self.marks = rounds, marks
         self.first = self.play("none")

@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from air_jax import metrics, retrieval
-from air_jax.learners import LEARNERS, Learner, Marks, Ranking, Space, baseline_scores
+from air_jax import metrics, retrieval, scoring
+from air_jax.learners import LEARNERS, Learner, Lesson, Marks
 from air_jax.progress import Progress
+from air_jax.scoring import Near, Space
 
 SCORES_BYTES = 2**30  # of the queries that are played at once; a few copies of it are made
 SHOW = ("best", "uncertain")
@@ -75,12 +76,12 @@ def rounds(
         Round 0, before any mark, to round `count`.
     """
     started = time.monotonic()
-    scores = jax.block_until_ready(baseline_scores(space, queries))
+    scores = jax.block_until_ready(scoring.scores(space, Near(queries)))
     empty = np.zeros((len(queries), 0), np.int32)
     marks = Marks(empty, empty.astype(bool))
     drawn = np.zeros((len(queries), 0), np.int64)
     yield Round(0, scores, marks, drawn, 0, time.monotonic() - started)
-    ranking: Ranking | None = None
+    lesson: Lesson | None = None
     for number in range(1, count + 1):
         started = time.monotonic()
         if recorded is not None:
@@ -88,22 +89,23 @@ def rounds(
             shown = recorded[:, before : before + marks_per_round]
         else:
             shown_by = scores
-            if show == "uncertain" and ranking is not None and ranking.signed:
-                shown_by = jnp.where(ranking.learnt[:, None], -jnp.abs(scores), scores)
+            if lesson is not None and lesson.signed:
+                shown_by = jnp.where(lesson.learnt[:, None], scoring.SHOW[show](scores), scores)
             shown = retrieval.best_unmarked(shown_by, marks.positions, marks_per_round)
             shown = np.asarray(shown)
         marks = Marks(
             np.concatenate([marks.positions, shown], axis=1),
             np.concatenate([marks.relevant, judge(shown)], axis=1),
         )
-        ranking = learner(space, queries, marks, [[*seed, number] for seed in seeds])
-        if ranking.learnt.all():  # spares a copy of all scores
-            scores = ranking.scores
-        else:
-            scores = jnp.where(ranking.learnt[:, None], ranking.scores, scores)
+        lesson = learner(space, queries, marks, [[*seed, number] for seed in seeds])
+        learnt = scoring.scores(space, lesson.scorer)
+        # Where all have learnt, this spares a copy of all scores.
+        scores = (
+            learnt if lesson.learnt.all() else jnp.where(lesson.learnt[:, None], learnt, scores)
+        )
         scores.block_until_ready()
         seconds = time.monotonic() - started
-        yield Round(number, scores, marks, ranking.pseudo_negatives, ranking.unconverged, seconds)
+        yield Round(number, scores, marks, lesson.pseudo_negatives, lesson.unconverged, seconds)
 
 
 class Simulation(NamedTuple):

@@ -5,30 +5,14 @@ A learner sees codes and marks, never a label. They are chosen by name from `LEA
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from air_jax import retrieval, svm
-from air_jax.retrieval import Database
-
-
-class Space(NamedTuple):
-    """The database as learners see it: without labels.
-
-    Attributes:
-        database: codes as the Baseline measures distances on them.
-        standardised: [N, D] float32, the same with unit variance in each dimension, for SVMs.
-        norms: [N] float32, the squared lengths of those.
-        scale: [D] float32, the deviations that they were divided by.
-    """
-
-    database: Database
-    standardised: jax.Array
-    norms: jax.Array
-    scale: jax.Array
+from air_jax import scoring, svm
+from air_jax.scoring import OUTSIDE, Kernel, Linear, Mixture, Near, Scorer
 
 
 class Marks(NamedTuple):
@@ -43,11 +27,11 @@ class Marks(NamedTuple):
     relevant: np.ndarray
 
 
-class Ranking(NamedTuple):
+class Lesson(NamedTuple):
     """What a learner makes of marks.
 
     Attributes:
-        scores: [B, N] float32, higher is better.
+        scorer: the new ranking.
         learnt: [B] bool: false where the marks were of one kind only, nothing could be learnt,
             and the ranking stays as it was.
         pseudo_negatives: [B, P] database positions that it took for irrelevant unseen; P may be 0.
@@ -55,35 +39,41 @@ class Ranking(NamedTuple):
         signed: whether scores are positive for what it takes for relevant.
     """
 
-    scores: jax.Array
+    scorer: Scorer
     learnt: np.ndarray
     pseudo_negatives: np.ndarray
     unconverged: int = 0
     signed: bool = False
 
 
-# learner(space, centred queries [B, D], marks, one seed for each query) -> Ranking
-Learner = Callable[[Space, np.ndarray, Marks, list[list[int]]], Ranking]
+class Space(Protocol):
+    """A database as learners see it: without labels. `scoring.Space`, or one that is streamed.
+
+    Attributes:
+        scale: [D] float32, the deviation of each dimension.
+    """
+
+    scale: np.ndarray
+
+    def size(self) -> int:
+        """N, the images in it."""
+
+    def centred(self, positions: np.ndarray) -> np.ndarray:
+        """Codes of positions [...], the mean taken off: [..., D] float32."""
+
+    def best_unmarked(
+        self, scorer: Scorer, marked: np.ndarray, count: int, show: str = "best"
+    ) -> np.ndarray:
+        """The first `count` images, but for `marked` [B, M], of `scoring.SHOW`: [B, count]."""
 
 
-def make_space(codes: np.ndarray) -> Space:
-    """Prepare database codes [N, D] for learners."""
-    database = retrieval.make_database(codes)
-    std = jnp.std(database.codes, axis=0)
-    scale = jnp.where(std > 1e-12, std, 1)
-    standardised = database.codes / scale
-    return Space(database, standardised, jnp.sum(standardised**2, axis=1), scale)
+# learner(space, centred queries [B, D], marks, one seed for each query) -> Lesson
+Learner = Callable[[Space, np.ndarray, Marks, list[list[int]]], Lesson]
 
 
-def baseline_scores(space: Space, queries: np.ndarray) -> jax.Array:
-    """The first retrieval's ranking: minus the squared distance, [B, N]; `queries` centred."""
-    return retrieval.negative_distances(jnp.asarray(queries), space.database)
-
-
-def no_feedback(space: Space, queries: np.ndarray, marks: Marks, seeds: list[list[int]]) -> Ranking:
+def no_feedback(space: Space, queries: np.ndarray, marks: Marks, seeds: list[list[int]]) -> Lesson:
     """The paper's Baseline: distances to the query, whatever was marked."""
-    everyone = np.ones(len(queries), bool)
-    return Ranking(baseline_scores(space, queries), everyone, _nothing(queries))
+    return Lesson(Near(queries), np.ones(len(queries), bool), _nothing(queries))
 
 
 def rocchio(
@@ -95,73 +85,55 @@ def rocchio(
     alpha: float,
     beta: float,
     gamma: float,
-) -> Ranking:
+) -> Lesson:
     """Rocchio's query: alpha q + beta mean(relevant) - gamma mean(irrelevant), then distances."""
-    codes = np.asarray(space.database.codes[marks.positions])
+    codes = space.centred(marks.positions)
     moved = alpha * queries
     for weight, chosen in ((beta, marks.relevant), (-gamma, ~marks.relevant)):
         count = chosen.sum(axis=1, keepdims=True)
         total = np.einsum("bm,bmd->bd", chosen.astype(np.float32), codes)
         moved = moved + weight * total / np.maximum(count, 1)
-    everyone = np.ones(len(queries), bool)
-    scores = baseline_scores(space, moved.astype(np.float32))
-    return Ranking(scores, everyone, _nothing(queries))
+    scorer = Near(moved.astype(np.float32))
+    return Lesson(scorer, np.ones(len(queries), bool), _nothing(queries))
 
 
 def mean_difference(
     space: Space, queries: np.ndarray, marks: Marks, seeds: list[list[int]], *, away: float
-) -> Ranking:
+) -> Lesson:
     """Distances to mean+ + away (mean+ - mean-), the means of relevant (the query too) and not."""
-    codes = np.asarray(space.database.codes)[marks.positions]
+    codes = space.centred(marks.positions)
     relevant = marks.relevant[:, :, None]
     positive = (queries + np.where(relevant, codes, 0).sum(axis=1)) / (1 + relevant.sum(axis=1))
     negative = np.where(relevant, 0, codes).sum(axis=1) / np.maximum((~relevant).sum(axis=1), 1)
     some = (~marks.relevant).any(axis=1, keepdims=True)
     moved = positive + np.where(some, away * (positive - negative), 0)
-    everyone = np.ones(len(queries), bool)
-    scores = baseline_scores(space, moved.astype(np.float32))
-    return Ranking(scores, everyone, _nothing(queries))
+    scorer = Near(moved.astype(np.float32))
+    return Lesson(scorer, np.ones(len(queries), bool), _nothing(queries))
 
 
 class _Samples(NamedTuple):
     """What a kernel learner is given for each of B queries: the query, marked images, others.
 
     Attributes:
-        positions: [B, M - 1] in the database, of all but the query.
-        codes: [B, M, D] float32 standardised, the query first.
+        positions: [B, M] in the database; `OUTSIDE` for the query, which is the first.
+        codes: [B, M, D] float32 standardised.
         relevant: [B, M] bool.
-        own: [B, D] float32, the query alone.
     """
 
     positions: np.ndarray
     codes: np.ndarray
     relevant: np.ndarray
-    own: np.ndarray
 
 
 def _samples(space: Space, queries: np.ndarray, marks: Marks, others: np.ndarray) -> _Samples:
     """`others` [B, P] are taken for irrelevant."""
     positions = np.concatenate([marks.positions, others], axis=1)
-    own = queries / np.asarray(space.scale)
-    codes = np.concatenate([own[:, None], np.asarray(space.standardised)[positions]], axis=1)
+    codes = np.concatenate([queries[:, None], space.centred(positions)], axis=1)
     relevant = np.concatenate(
         [np.ones((len(queries), 1), bool), marks.relevant, np.zeros(others.shape, bool)], axis=1
     )
-    return _Samples(positions, codes, relevant, own)
-
-
-def _decisions(space: Space, kernel: str, machines: svm.Machine, samples: _Samples) -> jax.Array:
-    """Decision values [B, N] of machines fitted on these samples, for the whole database."""
-    if kernel != "rbf" or jax.default_backend() != "cpu":
-        return svm.decisions(kernel, machines, space.standardised)
-    # Sessions mark many of the same images.
-    used, places = np.unique(samples.positions, return_inverse=True)
-    rows = np.concatenate([np.asarray(space.standardised)[used], samples.own])
-    own_place = len(used) + np.arange(len(samples.own))[:, None]
-    places = np.concatenate([own_place, places.reshape(samples.positions.shape)], axis=1)
-    return jnp.asarray(
-        svm.rbf_decisions_of_shared(rows, places, machines, space.standardised, space.norms)
-    )
+    positions = np.pad(positions, ((0, 0), (1, 0)), constant_values=OUTSIDE)
+    return _Samples(positions, codes / space.scale, relevant)
 
 
 def support_vector(
@@ -176,7 +148,7 @@ def support_vector(
     pseudo_negatives: int = 0,
     farthest: bool = False,
     distance_weight: float = 0.0,
-) -> Ranking:
+) -> Lesson:
     """An SVM on the marked images and the query; signed distance to its hyperplane.
 
     Args:
@@ -190,13 +162,13 @@ def support_vector(
         pseudo_negatives: so many unmarked images join the irrelevant ones: most of a large database
             is irrelevant to any query. Drawn at random,
         farthest: or the farthest from the query.
-        distance_weight: what the first retrieval's score adds; both are taken to unit deviation
-            over the database first. Where nothing can be learnt it is all there is.
+        distance_weight: what the first retrieval's score adds; both are taken to unit deviation,
+            over some of the database, first. Where nothing can be learnt it is all there is.
     """
     if farthest and pseudo_negatives:
         drawn = _farthest_unmarked(space, queries, marks, pseudo_negatives)
     else:
-        size = len(space.standardised)
+        size = space.size()
         drawn = np.stack(
             [
                 _draw_unmarked(size, positions, pseudo_negatives, np.random.default_rng(seed))
@@ -211,22 +183,27 @@ def support_vector(
         C=C,
         class_weight=class_weight,
     )
-    scores = _decisions(space, kernel, machines, samples)
     learnt = ~samples.relevant.all(axis=1)
     unconverged = np.count_nonzero(learnt & ~convergence.converged)
+    if kernel == "linear":
+        scorer = Linear(svm.linear_weights(machines), machines.intercept)
+        return Lesson(scorer, learnt, drawn, unconverged, signed=True)
+    scorer = Kernel(machines, samples.positions)
     if distance_weight:
-        scores = _with_distances(scores, baseline_scores(space, queries), distance_weight)
-        return Ranking(scores, np.ones(len(queries), bool), drawn, unconverged)
-    return Ranking(scores, learnt, drawn, unconverged, signed=True)
+        scorer = _with_distances(space, scorer, Near(queries), distance_weight)
+        return Lesson(scorer, np.ones(len(queries), bool), drawn, unconverged)
+    return Lesson(scorer, learnt, drawn, unconverged, signed=True)
 
 
-@jax.jit
-def _with_distances(scores: jax.Array, first: jax.Array, weight: float) -> jax.Array:
-    def unit(values: jax.Array) -> jax.Array:
-        deviation = jnp.std(values, axis=1, keepdims=True)
-        return values / jnp.where(deviation > 0, deviation, 1)
-
-    return unit(scores) + weight * unit(first)
+def _with_distances(space: Space, kernel: Kernel, near: Near, weight: float) -> Mixture:
+    """Both at unit deviation over evenly spaced images of the database."""
+    size = space.size()
+    some = space.centred(np.linspace(0, size - 1, min(size, SAMPLE)).astype(int))
+    weights = []
+    for scorer, factor in ((kernel, 1.0), (near, weight)):
+        deviation = np.std(scoring.of_codes(scorer, some, space.scale), axis=1)
+        weights.append(factor / np.where(deviation > 0, deviation, 1))
+    return Mixture(kernel, near, np.stack(weights, axis=1).astype(np.float32))
 
 
 def kernel_ridge(
@@ -237,7 +214,7 @@ def kernel_ridge(
     *,
     ridge: float,
     pseudo_negatives: int = 0,
-) -> Ranking:
+) -> Lesson:
     """Regression of +1 and -1 with the RBF kernel, in closed form: (K + ridge I) c = y.
 
     It has no intercept: far from all marks its score is 0. Marks of one kind teach it, too.
@@ -248,8 +225,8 @@ def kernel_ridge(
     gamma, coefficients = _solve_ridge(samples.codes, samples.relevant, ridge)
     zeros = np.zeros(len(queries), np.float32)
     machines = svm.Machine(samples.codes, np.asarray(coefficients), zeros, np.asarray(gamma))
-    scores = _decisions(space, "rbf", machines, samples)
-    return Ranking(scores, np.ones(len(queries), bool), drawn, signed=True)
+    scorer = Kernel(machines, samples.positions)
+    return Lesson(scorer, np.ones(len(queries), bool), drawn, signed=True)
 
 
 @jax.jit
@@ -271,10 +248,8 @@ def _farthest_unmarked(space: Space, queries: np.ndarray, marks: Marks, count: i
     """[B, count] positions of the unmarked images farthest from each query."""
     if not count:
         return _nothing(queries)
-    count = min(count, len(space.standardised) - marks.positions.shape[1])
-    return np.asarray(
-        retrieval.best_unmarked(-baseline_scores(space, queries), marks.positions, count)
-    )
+    count = min(count, space.size() - marks.positions.shape[1])
+    return space.best_unmarked(Near(queries), marks.positions, count, show="worst")
 
 
 def _draw_unmarked(
@@ -290,6 +265,8 @@ def _draw_unmarked(
 def _nothing(queries: np.ndarray) -> np.ndarray:
     return np.zeros((len(queries), 0), np.int64)
 
+
+SAMPLE = 4096  # images of the database that deviations of scores are taken over
 
 LEARNERS: dict[str, Learner] = {
     "none": no_feedback,

@@ -13,6 +13,7 @@ from air_jax import (
     metrics,
     report,
     retrieval,
+    scoring,
     train,
 )
 from air_jax.files import read_npz, write_npz
@@ -185,7 +186,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     labels = codes["query_label"][chosen]
     metric = job.config.retrieval.metric
     database, queries = retrieval.for_metric(metric, codes["database"], codes["query"])
-    space = learners.make_space(database)
+    space = scoring.make_space(database)
     result, left = {}, []
     for learner in config.learners:
         # A file for each learner: an interrupted stage goes on with the next.

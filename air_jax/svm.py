@@ -359,12 +359,9 @@ def _over_processes(
     return [np.concatenate(values) for values in zip(*found, strict=True)]
 
 
-@jax.jit
-def linear_decisions(machines: Machine, codes: jax.Array) -> jax.Array:
-    """Decision values [B, N] of B linear machines for codes [N, D]: one matrix product."""
-    weights = jnp.einsum("bs,bsd->bd", machines.coefficients, machines.support, precision="highest")
-    products = jnp.matmul(weights, codes.T, precision="highest")
-    return products + machines.intercept[:, None]
+def linear_weights(machines: Machine) -> np.ndarray:
+    """Normals [B, D] of the hyperplanes of B linear machines: f(x) = normal . x + intercept."""
+    return np.matmul(machines.coefficients[:, None], machines.support)[:, 0]
 
 
 @jax.jit
@@ -447,8 +444,3 @@ def _padded(values: np.ndarray, axis: int) -> np.ndarray:
     widths = [(0, 0)] * values.ndim
     widths[axis] = (0, -length % step)
     return np.pad(values, widths)
-
-
-def decisions(kernel: str, machines: Machine, codes: jax.Array) -> jax.Array:
-    """Decision values [B, N] of B machines fitted with `kernel` for codes [N, D]."""
-    return (linear_decisions if kernel == "linear" else rbf_decisions)(machines, codes)

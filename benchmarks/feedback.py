@@ -22,7 +22,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 from sklearn.svm import SVC
 
-from air_jax import feedback, learners
+from air_jax import feedback, scoring
 from air_jax.files import read_npz
 from benchmarks import measure
 
@@ -34,7 +34,7 @@ def main() -> None:
     arguments = _parse()
     measure.set_devices(arguments.devices)
     codes, labels, queries, query_labels = _collection(arguments)
-    space = learners.make_space(codes)
+    space = scoring.make_space(codes)
     rows, summary = [], {}
     for kernel, learner in LEARNERS.items():
         started = time.perf_counter()

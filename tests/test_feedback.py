@@ -8,7 +8,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics import average_precision_score
 from sklearn.svm import SVC
 
-from air_jax import feedback, learners, retrieval
+from air_jax import feedback, learners, retrieval, scoring
 from air_jax.learners import LEARNERS
 
 ROUNDS, MARKS = 3, 8
@@ -26,7 +26,7 @@ def simulate(learner, data, **kwargs):
     database, labels, queries, query_labels = data
     return feedback.simulate(
         learner,
-        learners.make_space(database),
+        scoring.make_space(database),
         queries,
         query_labels,
         labels,
@@ -87,7 +87,7 @@ def test_sessions_equal_those_of_numpy_and_scikit_learn(learner, kernel, C):
 @pytest.mark.parametrize("learner", list(LEARNERS))
 def test_permuting_labels_of_unmarked_images_leaves_every_score_bit_equal(learner):
     database, labels, queries, query_labels = collection()
-    space = learners.make_space(database)
+    space = scoring.make_space(database)
     centred = retrieval.centre(space.database, queries)
     arguments = {
         "count": ROUNDS,
@@ -142,7 +142,7 @@ def test_with_relevant_marks_only_the_ranking_stays_and_is_counted(learner):
 def test_pseudo_negatives_are_unmarked_and_those_in_truth_relevant_are_counted():
     data = collection()
     database, labels, queries, query_labels = data
-    space = learners.make_space(database)
+    space = scoring.make_space(database)
     sessions = feedback.rounds(
         LEARNERS["svc_pseudo"],
         space,
@@ -185,46 +185,52 @@ def test_pseudo_negatives_stand_in_where_all_marks_are_relevant():
 
 def test_rocchio_moves_the_query_by_its_formula():
     database, _, queries, _ = collection()
-    space = learners.make_space(database)
+    space = scoring.make_space(database)
     centred = retrieval.centre(space.database, queries[:1])
     marks = learners.Marks(np.array([[3, 5, 8]]), np.array([[True, False, True]]))
-    ranking = LEARNERS["rocchio"](space, centred, marks, [[0]])
+    lesson = LEARNERS["rocchio"](space, centred, marks, [[0]])
     moved = queries[0] + 0.75 * (database[[3, 8]].mean(axis=0) - database.mean(axis=0))
     moved = moved - 0.15 * (database[5] - database.mean(axis=0))
     expected = -((database - moved) ** 2).sum(axis=1)
-    np.testing.assert_allclose(ranking.scores[0], expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        scoring.scores(space, lesson.scorer)[0], expected, rtol=1e-4, atol=1e-3
+    )
 
 
 def test_means_move_away_from_the_irrelevant_mean():
     database, _, queries, _ = collection()
-    space = learners.make_space(database)
+    space = scoring.make_space(database)
     centred = retrieval.centre(space.database, queries[:1])
     marks = learners.Marks(np.array([[3, 5, 8]]), np.array([[True, False, True]]))
-    ranking = learners.mean_difference(space, centred, marks, [[0]], away=1.0)
+    lesson = learners.mean_difference(space, centred, marks, [[0]], away=1.0)
     positive = (queries[0] + database[3] + database[8]) / 3
     expected = -((database - (2 * positive - database[5])) ** 2).sum(axis=1)
-    np.testing.assert_allclose(ranking.scores[0], expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        scoring.scores(space, lesson.scorer)[0], expected, rtol=1e-4, atol=1e-3
+    )
     only = learners.Marks(marks.positions, np.ones((1, 3), bool))
-    ranking = learners.mean_difference(space, centred, only, [[0]], away=1.0)
+    lesson = learners.mean_difference(space, centred, only, [[0]], away=1.0)
     positive = (queries[0] + database[[3, 5, 8]].sum(axis=0)) / 4
     expected = -((database - positive) ** 2).sum(axis=1)
-    np.testing.assert_allclose(ranking.scores[0], expected, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(
+        scoring.scores(space, lesson.scorer)[0], expected, rtol=1e-4, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("ridge", [0.1, 1.0])
 def test_kernel_ridge_is_scikit_learns(ridge):
     database, _, queries, _ = collection()
-    space = learners.make_space(database)
+    space = scoring.make_space(database)
     centred = retrieval.centre(space.database, queries[:2])
     rng = np.random.default_rng(1)
     positions = np.stack([rng.choice(240, 9, replace=False) for _ in range(2)])
     relevant = rng.random((2, 9)) < 0.4
-    ranking = learners.kernel_ridge(
+    lesson = learners.kernel_ridge(
         space, centred, learners.Marks(positions, relevant), [[0], [1]], ridge=ridge
     )
     standard = (database - database.mean(axis=0)) / database.std(axis=0)
     for scores, query, place, label in zip(
-        ranking.scores, queries, positions, relevant, strict=False
+        scoring.scores(space, lesson.scorer), queries, positions, relevant, strict=False
     ):
         own = (query - database.mean(axis=0)) / database.std(axis=0)
         samples = np.vstack([own, standard[place]])
@@ -235,28 +241,30 @@ def test_kernel_ridge_is_scikit_learns(ridge):
 
 def test_the_farthest_unmarked_images_are_taken_for_irrelevant():
     database, _, queries, _ = collection()
-    space = learners.make_space(database)
+    space = scoring.make_space(database)
     centred = retrieval.centre(space.database, queries[:1])
     order = np.argsort(((database - queries[0]) ** 2).sum(axis=1))
     marks = learners.Marks(order[None, [0, 1, -1]], np.array([[True, False, False]]))
-    ranking = LEARNERS["svc_farthest"](space, centred, marks, [[0]])
-    assert set(ranking.pseudo_negatives[0]) == set(order[-51:-1])
+    lesson = LEARNERS["svc_farthest"](space, centred, marks, [[0]])
+    assert set(lesson.pseudo_negatives[0]) == set(order[-51:-1])
 
 
 def test_a_learner_with_distances_ranks_by_them_where_nothing_is_learnt():
     database, _, queries, _ = collection()
-    space = learners.make_space(database)
+    space = scoring.make_space(database)
     centred = retrieval.centre(space.database, queries[:1])
     marks = learners.Marks(np.array([[3, 5]]), np.ones((1, 2), bool))
-    ranking = LEARNERS["svc_distance"](space, centred, marks, [[0]])
+    lesson = LEARNERS["svc_distance"](space, centred, marks, [[0]])
     order = np.argsort(((database - queries[0]) ** 2).sum(axis=1))
-    np.testing.assert_array_equal(np.argsort(-np.asarray(ranking.scores[0])), order)
+    np.testing.assert_array_equal(
+        np.argsort(-np.asarray(scoring.scores(space, lesson.scorer)[0])), order
+    )
 
 
 def test_uncertain_images_are_those_with_scores_closest_to_zero():
     data = collection()
     database, labels, queries, query_labels = data
-    space = learners.make_space(database)
+    space = scoring.make_space(database)
     sessions = list(
         feedback.rounds(
             LEARNERS["svc"],
@@ -348,6 +356,6 @@ def test_feedback_that_cannot_be_simulated_is_an_error(change, message):
 def test_a_constant_code_dimension_does_no_harm():
     database, labels, queries, query_labels = collection()
     database[:, 0] = queries[:, 0] = 3.0
-    space = learners.make_space(database)
+    space = scoring.make_space(database)
     assert jnp.isfinite(space.standardised).all()
     assert np.isfinite(simulate("svc", (database, labels, queries, query_labels)).ap).all()
