@@ -1,9 +1,10 @@
 """Codes in a folder, memory-mapped: more of them than fit the device, or the machine's memory.
 
-    store.json   how many, of which dimension, how they are kept; their mean and deviation
-    codes.npy    [N, D] float32, float16 or int8
-    scale.npy    [D] float32, of int8 only: a code is mean + scale * codes
-    exact.npy    [N, D] float32, beside float16 and int8: what candidates are re-ranked by
+    store.json       how many, of which dimension, how they are kept; their mean
+    covariance.npy   [D, D] float32
+    codes.npy        [N, D] float32, float16 or int8
+    scale.npy        [D] float32, of int8 only: a code is mean + scale * codes
+    exact.npy        [N, D] float32, beside float16 and int8: what candidates are re-ranked by
 
 Smaller codes are searched faster, since reading them is what takes the time. `error` bounds what
 they lose: no code lies farther than that from the one it stands for.
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from air_jax import scoring
 from air_jax.files import write_json
 
 FORMAT = 1
@@ -35,6 +37,7 @@ class CodeStore:
         exact: [N, D] float32, memory-mapped: the codes that were given.
         scale: [D] float32 that `codes` are multiplied by (ones but for int8).
         mean: [D] float32 of the codes given.
+        covariance: [D, D] float32 of the codes given.
         deviation: [D] float32 of the codes given; 1 where they are constant.
         error: the largest distance between a code as stored and as given; 0 for float32.
 
@@ -49,8 +52,10 @@ class CodeStore:
         self.size, self.dimension = int(said["size"]), int(said["dimension"])
         self.storage, self.error = said["storage"], float(said["error"])
         self.mean = np.array(said["mean"], np.float32)
-        self.deviation = np.array(said["deviation"], np.float32)
         shape = self.size, self.dimension
+        square = self.dimension, self.dimension
+        self.covariance = np.array(_mapped(path / "covariance.npy", square, "float32"))
+        self.deviation = scoring.deviation_of(self.covariance)
         self.codes = _mapped(path / "codes.npy", shape, self.storage)
         self.exact, self.scale = self.codes, np.ones(self.dimension, np.float32)
         if self.storage != "float32":
@@ -86,7 +91,7 @@ def write(path: Path, codes: np.ndarray, storage: str = "float32") -> CodeStore:
         raise ValueError(f"storage={storage!r}: expected one of {', '.join(STORAGES)}")
     if codes.ndim != 2 or not codes.size:
         raise ValueError(f"codes have shape {list(codes.shape)}; expected [N > 0, D > 0]")
-    mean, deviation, extent = _statistics(codes)
+    mean, covariance, extent = _statistics(codes)
     largest = float(np.finfo(np.float16).max)
     if storage == "float16" and (np.abs(mean) + extent).max() > largest:
         raise ValueError(f"codes beyond {largest:.0f} do not fit float16; use int8 or float32")
@@ -100,6 +105,7 @@ def write(path: Path, codes: np.ndarray, storage: str = "float32") -> CodeStore:
         exact = np.lib.format.open_memmap(partial / "exact.npy", "w+", "float32", codes.shape)
     if storage == "int8":
         np.save(partial / "scale.npy", scale)
+    np.save(partial / "covariance.npy", covariance)
     error = 0.0
     for start in range(0, len(codes), ROWS):
         rows = slice(start, start + ROWS)
@@ -122,7 +128,6 @@ def write(path: Path, codes: np.ndarray, storage: str = "float32") -> CodeStore:
         "storage": storage,
         "error": error,
         "mean": mean.tolist(),
-        "deviation": deviation.tolist(),
     }
     write_json(partial / "store.json", header)
     shutil.rmtree(path, ignore_errors=True)
@@ -131,7 +136,7 @@ def write(path: Path, codes: np.ndarray, storage: str = "float32") -> CodeStore:
 
 
 def _statistics(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean, deviation, and the largest distance from the mean, of each dimension: [D] float32."""
+    """Mean [D], covariance [D, D], and the largest distance from the mean [D]; all float32."""
     total = np.zeros(codes.shape[1])
     low, high = np.full(codes.shape[1], np.inf), np.full(codes.shape[1], -np.inf)
     for start in range(0, len(codes), ROWS):
@@ -143,13 +148,13 @@ def _statistics(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         total += part.sum(axis=0, dtype=np.float64)
         low, high = np.minimum(low, part.min(axis=0)), np.maximum(high, part.max(axis=0))
     mean = (total / len(codes)).astype(np.float32)
-    squares = np.zeros(codes.shape[1])
+    products = np.zeros((codes.shape[1], codes.shape[1]))
     for start in range(0, len(codes), ROWS):
         part = np.asarray(codes[start : start + ROWS], np.float32)
-        squares += np.square(part - mean, dtype=np.float64).sum(axis=0)
-    deviation = np.sqrt(squares / len(codes))
-    deviation = np.where(deviation > 1e-12, deviation, 1)
-    return mean, deviation.astype(np.float32), np.maximum(high - mean, mean - low)
+        centred = part - mean
+        products += centred.T @ centred
+    covariance = (products / len(codes)).astype(np.float32)
+    return mean, covariance, np.maximum(high - mean, mean - low)
 
 
 def _read_header(path: Path) -> dict[str, Any]:

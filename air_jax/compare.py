@@ -55,7 +55,12 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
     "ridge_pseudo": [
         {"ridge": ridge, "pseudo_negatives": count} for ridge in (0.1, 1.0) for count in (50, 200)
     ],
-    "means": [{"away": away} for away in (0.0, 0.25, 0.5, 1.0)],
+    "means": [{"away": away} for away in (0.0, 0.5, 1.0, 2.0, 4.0)],
+    "discriminant": [
+        {"shrinkage": shrinkage, "away": away}
+        for shrinkage in (0.3, 1.0, 3.0, 10.0)
+        for away in (0.5, 1.0, 2.0)
+    ],
 }
 
 
@@ -157,7 +162,7 @@ def compare(
         if name in chosen:
             learner = partial(learner, **chosen[name]["constants"])
         kinds: dict[str, dict[str, Any]] = {"own": {}, "recorded": {"recorded": True}}
-        if name.startswith(("svc", "ridge")):
+        if name.startswith(("svc", "ridge", "discriminant")) and name != "svc_distance":
             kinds["uncertain"] = {"show": "uncertain"}
         found[name] = {
             kind: parts.of(

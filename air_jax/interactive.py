@@ -16,7 +16,7 @@ from air_jax.scoring import Near, Scorer
 from air_jax.streaming import StreamedSpace
 
 LEARNER_NAMES = tuple(name for name in LEARNERS if name != "none")
-DEFAULT_LEARNER = "svc_distance"
+DEFAULT_LEARNER = "discriminant"
 SHOW = ("best", "uncertain")
 NOTHING = np.zeros(0, np.int64)
 

@@ -67,6 +67,7 @@ class Mixture(NamedTuple):
 
 Scorer = Near | Linear | Kernel | Mixture
 OUTSIDE = -1
+SMALLEST_DEVIATION = 1e-12
 # What is shown first: the scores it is the highest of.
 SHOW: dict[str, Callable[[jax.Array], jax.Array]] = {
     "best": lambda scores: scores,
@@ -83,12 +84,14 @@ class Space(NamedTuple):
         standardised: [N, D] float32, the same with unit variance in each dimension, for SVMs.
         norms: [N] float32, the squared lengths of those.
         scale: [D] float32, the deviations that they were divided by.
+        covariance: [D, D] float32 of the codes.
     """
 
     database: Database
     standardised: jax.Array
     norms: jax.Array
     scale: np.ndarray
+    covariance: np.ndarray
 
     def size(self) -> int:
         return len(self.standardised)
@@ -107,11 +110,18 @@ class Space(NamedTuple):
 def make_space(codes: np.ndarray) -> Space:
     """Put database codes [N, D] on the device; raises as `retrieval.make_database`."""
     database = retrieval.make_database(codes)
-    std = jnp.std(database.codes, axis=0)
-    scale = jnp.where(std > 1e-12, std, 1)
+    products = jnp.matmul(database.codes.T, database.codes, precision="highest")
+    covariance = np.asarray(products) / len(codes)
+    scale = deviation_of(covariance)
     standardised = database.codes / scale
     norms = jnp.sum(standardised**2, axis=1)
-    return Space(database, standardised, norms, np.asarray(scale))
+    return Space(database, standardised, norms, scale, covariance)
+
+
+def deviation_of(covariance: np.ndarray) -> np.ndarray:
+    """The deviation of each dimension, [D] of [D, D]; 1 where it is constant."""
+    deviation = np.sqrt(np.diag(covariance))
+    return np.where(deviation > SMALLEST_DEVIATION, deviation, 1).astype(np.float32)
 
 
 def scores(space: Space, scorer: Scorer) -> jax.Array:

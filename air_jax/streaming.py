@@ -50,10 +50,11 @@ class StreamedSpace:
 
     Attributes:
         scale: [D] float32, the deviation of each dimension.
+        covariance: [D, D] float32.
     """
 
     def __init__(self, store: CodeStore, examples: np.ndarray | None = None):
-        self.store, self.scale = store, store.deviation
+        self.store, self.scale, self.covariance = store, store.deviation, store.covariance
         self.examples = np.zeros((0, store.dimension), np.float32) if examples is None else examples
 
     def size(self) -> int:

@@ -5,13 +5,16 @@
 - mAP of `--queries` over `--database` codes with 500 relevant images each, by full ranking; the
   peer sorts with NumPy and takes scikit-learn's AP, for a sample, extrapolated.
 - The nearest 100 of 1,000 queries: ours, FAISS flat, PyTorch, NumPy, in turns; all exact, checked.
-- One round of a user on `--large` codes: fit on 60 marks, rank, nearest 100; by learner.
+- Codes in a store on disk, `--large` of float32 and `--largest` of int8: the nearest 100 of 16
+  queries, FAISS's flat index and its 8-bit one beside; and one round of a user, from 60 marks to
+  the 100 images shown, by learner. The files have been read before, so memory holds what it can.
 
-Codes are random, 128-d float32.
+Codes are random, 128-d. Ten million take 12 GB of `--folder` while it runs.
 """
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +22,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchmarks`
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from air_jax import learners, metrics, retrieval
+from air_jax import code_store, metrics, retrieval
+from air_jax.code_store import CodeStore
+from air_jax.interactive import DEFAULT_LEARNER, Engine
+from air_jax.scoring import Near
+from air_jax.streaming import StreamedSpace
 from benchmarks import measure
 
 DIMENSION, CLASSES, NEAREST, SEARCHED, MARKS = 128, 100, 100, 1000, 60
-LEARNERS = ("svc", "svc_linear", "rocchio")
+STREAMED = 16  # queries in stores
+LEARNERS = (DEFAULT_LEARNER, "svc", "svc_linear", "rocchio")
+ROWS = 2**16  # random codes made at a time
 
 
 def main() -> None:
@@ -41,7 +48,8 @@ def main() -> None:
     for measured in (
         _full_rankings(arguments, codes, queries),
         _nearest(arguments, codes, queries[:SEARCHED]),
-        _interactive_rounds(arguments, rng),
+        _store(arguments, arguments.large, "float32"),
+        _store(arguments, arguments.largest, "int8"),
     ):
         summary |= measured[0]
         rows += measured[1]
@@ -52,12 +60,15 @@ def _parse() -> argparse.Namespace:
     parser = measure.parser(__doc__)
     parser.add_argument("--database", type=int, default=50_000)
     parser.add_argument("--queries", type=int, default=10_000)
-    parser.add_argument("--large", type=int, default=1_000_000, help="codes of interactive rounds")
+    parser.add_argument("--large", type=int, default=1_000_000, help="float32 codes on disk")
+    parser.add_argument("--largest", type=int, default=10_000_000, help="int8 codes on disk")
+    parser.add_argument("--folder", type=Path, help="for codes on disk; default: a temporary one")
     parser.add_argument("--rounds", type=int, default=15, help="times the short ones are timed")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=[*PEERS])
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.queries, arguments.large, arguments.rounds = 1_000, 50_000, 5
+        arguments.queries, arguments.rounds = 1_000, 5
+        arguments.large, arguments.largest = 50_000, 100_000
     return arguments
 
 
@@ -163,41 +174,101 @@ def _numpy(codes: np.ndarray, queries: np.ndarray) -> Callable[[], np.ndarray]:
 PEERS = {"faiss": _faiss, "torch": _torch, "numpy": _numpy}
 
 
-def _interactive_rounds(
-    arguments: argparse.Namespace, rng: np.random.Generator
+def _store(
+    arguments: argparse.Namespace, size: int, storage: str
+) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        codes = _random_file(Path(folder) / "codes.npy", size)
+        store = code_store.write(Path(folder) / "store", codes, storage)
+        del codes
+        (Path(folder) / "codes.npy").unlink()
+        found = [_nearest_in_store(arguments, store), _rounds_in_store(arguments, store)]
+    return found[0][0] | found[1][0], found[0][1] + found[1][1]
+
+
+def _random_file(path: Path, size: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    codes = np.lib.format.open_memmap(path, "w+", "float32", (size, DIMENSION))
+    for start in range(0, size, ROWS):
+        part = codes[start : start + ROWS]
+        part[:] = rng.standard_normal(part.shape, np.float32)
+    return codes
+
+
+def _nearest_in_store(
+    arguments: argparse.Namespace, store: CodeStore
+) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
+    queries = np.random.default_rng(1).standard_normal((STREAMED, DIMENSION), np.float32)
+    space, near = StreamedSpace(store), Near(queries - store.mean)
+    work = {"air_jax": lambda: space.search(near, NEAREST)}
+    if "faiss" in arguments.peers:
+        work["faiss"] = _faiss_of_store(store, queries)
+    seconds = measure.seconds_in_turns(work, arguments.rounds, warm_up=1)
+    rows = [
+        {
+            "what": f"nearest {NEAREST} of {STREAMED} queries over {len(store)} {store.storage}",
+            "by": name,
+            "queries_per_second": measure.spread(values, STREAMED),
+        }
+        for name, values in seconds.items()
+    ]
+    rows[0]["certain"] = float(space.search(near, NEAREST).certain.mean())
+    of = _size_name(store)
+    own = np.median(seconds["air_jax"])
+    ratio = float(np.median(seconds["faiss"]) / own) if "faiss" in seconds else None
+    name = "faiss" if store.storage == "float32" else "faiss_8_bit"
+    return {f"top100_ms_{of}": 1e3 * float(own), f"top100_ratio_to_{name}_{of}": ratio}, rows
+
+
+def _faiss_of_store(store: CodeStore, queries: np.ndarray) -> Callable[[], np.ndarray]:
+    """FAISS flat; for int8 its scalar quantiser of 8 bits, which does not re-rank."""
+    import faiss  # only as a peer
+
+    index = faiss.IndexFlatL2(DIMENSION)
+    if store.storage == "int8":
+        index = faiss.IndexScalarQuantizer(DIMENSION, faiss.ScalarQuantizer.QT_8bit)
+        index.train(np.array(store.exact[:100_000]))
+    for start in range(0, len(store), ROWS):
+        index.add(np.array(store.exact[start : start + ROWS]))
+    return lambda: index.search(queries, NEAREST)[1]
+
+
+def _size_name(store: CodeStore) -> str:
+    return f"{len(store) / 1e6:g}m"
+
+
+def _rounds_in_store(
+    arguments: argparse.Namespace, store: CodeStore
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    codes = rng.normal(size=(arguments.large, DIMENSION)).astype(np.float32)
-    space = learners.make_space(codes)
-    del codes
-    best = jax.jit(lambda scores: retrieval.nearest(scores, NEAREST))
-    summary, rows = {}, []
-    for name in LEARNERS:
-        seconds = []
-        for number in range(arguments.rounds + 1):
-            query = retrieval.centre(
-                space.database, rng.normal(size=(1, DIMENSION)).astype(np.float32)
-            )
-            positions = rng.choice(arguments.large, (1, MARKS), replace=False)
-            relevant = np.arange(MARKS)[None] % 3 == 0
+    engine, rng = Engine(store), np.random.default_rng(2)
+    of, summary, rows = _size_name(store), {}, []
+    relevant = np.arange(MARKS) % 3 == 0
+    for learner in dict.fromkeys(LEARNERS):
+        seconds, certain = [], []
+        for _ in range(arguments.rounds + 1):
+            query = rng.standard_normal(DIMENSION, np.float32)
+            marked = rng.choice(len(store), MARKS, replace=False)
             started = time.perf_counter()
-            marks = learners.Marks(positions, relevant)
-            ranking = learners.LEARNERS[name](space, query, marks, [[0, number]])
-            jax.block_until_ready(best(jnp.asarray(ranking.scores)))
+            found = engine.next_round(
+                learner, query, np.zeros((0, DIMENSION)), marked, relevant, NEAREST
+            )
             seconds.append(time.perf_counter() - started)
+            certain.append(found.certain)
         p50, p95 = (1e3 * np.percentile(seconds[1:], q) for q in (50, 95))  # the first compiles
-        of = f"{arguments.large / 1e6:g}m"
-        summary[f"round_p95_ms_{of}" + ("" if name == LEARNERS[0] else f"_{name}")] = float(p95)
+        is_default = learner == DEFAULT_LEARNER
+        summary[f"round_p95_ms_{of}" + ("" if is_default else f"_{learner}")] = float(p95)
         rows.append(
             {
-                "what": f"round on {arguments.large} codes",
-                "learner": name,
+                "what": f"round on {len(store)} {store.storage} codes",
+                "learner": learner,
                 "marks": MARKS,
                 "p50_ms": float(p50),
                 "p95_ms": float(p95),
                 "first_ms": 1e3 * seconds[0],
+                "certain": float(np.mean(certain)),
             }
         )
-        print(f"round on {of} codes, {name}: p50 {p50:.0f} ms, p95 {p95:.0f} ms", flush=True)
+        print(f"round on {of} codes, {learner}: p50 {p50:.0f} ms, p95 {p95:.0f} ms", flush=True)
     return summary, rows
 
 

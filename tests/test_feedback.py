@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from air_jax.configs import default
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics import average_precision_score
 from sklearn.svm import SVC
@@ -217,6 +218,42 @@ def test_means_move_away_from_the_irrelevant_mean():
     )
 
 
+@pytest.mark.parametrize("only_relevant", [False, True])
+def test_the_discriminant_is_scikit_learns(only_relevant):
+    """As `LinearDiscriminantAnalysis` finds it for two classes of given means and covariance."""
+    database, _, queries, _ = collection()
+    space = scoring.make_space(database)
+    centred = retrieval.centre(space.database, queries[:1])
+    relevant = np.array([[True, only_relevant, True]])
+    marks = learners.Marks(np.array([[3, 5, 8]]), relevant)
+    lesson = learners.discriminant(space, centred, marks, [[0]], shrinkage=1.0, away=0.5)
+    positive = np.vstack([queries[0], database[[3, 8] + [5] * only_relevant]]).mean(axis=0)
+    target = positive if only_relevant else positive + 0.5 * (positive - database[5])
+    covariance = np.cov(database.T, bias=True)
+    shrunk = covariance + np.trace(covariance) / 12 * np.eye(12)
+    theirs = LinearDiscriminantAnalysis(
+        solver="lsqr", covariance_estimator=_Known(shrunk), priors=[0.5, 0.5]
+    )
+    means = np.stack([database.mean(axis=0), target])
+    theirs.fit(np.repeat(means, 2, axis=0), [0, 0, 1, 1])
+    np.testing.assert_allclose(
+        scoring.scores(space, lesson.scorer)[0],
+        theirs.decision_function(database),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
+class _Known:
+    """A covariance estimator that was told."""
+
+    def __init__(self, covariance):
+        self.covariance_ = covariance
+
+    def fit(self, _):
+        return self
+
+
 @pytest.mark.parametrize("ridge", [0.1, 1.0])
 def test_kernel_ridge_is_scikit_learns(ridge):
     database, _, queries, _ = collection()
@@ -246,7 +283,7 @@ def test_the_farthest_unmarked_images_are_taken_for_irrelevant():
     order = np.argsort(((database - queries[0]) ** 2).sum(axis=1))
     marks = learners.Marks(order[None, [0, 1, -1]], np.array([[True, False, False]]))
     lesson = LEARNERS["svc_farthest"](space, centred, marks, [[0]])
-    assert set(lesson.pseudo_negatives[0]) == set(order[-51:-1])
+    assert set(lesson.pseudo_negatives[0]) == set(order[-201:-1])
 
 
 def test_a_learner_with_distances_ranks_by_them_where_nothing_is_learnt():
