@@ -20,6 +20,7 @@ from air_jax.code_store import CodeStore
 from air_jax.scoring import Kernel, Linear, Mixture, Near, Scorer
 
 ROWS = 2**17  # of a tile: 64 MB of 128-d float32
+SCORES = 2**24  # of all rankings in a tile, at most
 CHUNK = 4096  # rows scored at once; on a CPU these stay in its cache
 UNDER_WAY = 2  # tiles
 MARGIN = 256  # candidates beyond those asked for, where codes are not exact
@@ -98,7 +99,7 @@ class StreamedSpace:
         store, scorer = self.store, without_idle_samples(scorer)
         exact = store.storage == "float32"
         wanted = k + hidden.shape[1]
-        candidates = min(size, wanted if exact else 2 * wanted + MARGIN)
+        candidates = min(size, wanted if exact else wanted + MARGIN)
         values, positions = self._best(scorer, candidates, show)
         last = values[:, -1]
         if not exact:
@@ -116,7 +117,7 @@ class StreamedSpace:
         """Scores and positions [B, count] of the highest scores by the codes as stored."""
         store = self.store
         rankings = len(jax.tree.leaves(scorer)[0])
-        rows = max(CHUNK, ROWS // rankings // CHUNK * CHUNK)
+        rows = max(CHUNK, min(ROWS, SCORES // rankings) // CHUNK * CHUNK)
         best = (
             jnp.full((rankings, count), -jnp.inf, jnp.float32),
             jnp.full((rankings, count), store.size, jnp.int32),
@@ -143,8 +144,8 @@ class StreamedSpace:
 def _tiles(codes: np.ndarray, rows: int) -> Iterator[tuple[int, jax.Array]]:
     """The first row of each tile, and the tile on its way to the device."""
     for first in range(0, len(codes), rows):
-        # On a CPU no copy is made: reading the memory map is reading the file.
-        yield first, jnp.asarray(codes[first : first + rows])
+        # On a CPU this makes no copy (`jnp.asarray` does): reading it is reading the file.
+        yield first, jax.device_put(codes[first : first + rows])
 
 
 @partial(jax.jit, static_argnames="show")
