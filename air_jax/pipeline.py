@@ -123,17 +123,20 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     def ranks_of(name: str, database_codes: np.ndarray, query_codes: np.ndarray) -> np.ndarray:
         database = retrieval.make_database(database_codes)
         label = f"retrieve by {name}"
-        return retrieval.ranks_by_distance(database, query_codes, items, label=label)
+        return retrieval.ranks_by_distance(
+            database, query_codes, items, label=label, precision=precision
+        )
 
-    metric = job.config.retrieval.metric
+    metric, precision = job.config.retrieval.metric, job.config.retrieval.precision
     compared = retrieval.for_metric(metric, codes["database"], codes["query"])
     # Compiles, so that the seconds below do not hold it.
     prepared = retrieval.make_database(compared[0])
-    retrieval.ranks_by_distance(prepared, compared[1][:1], items[:1])
+    retrieval.ranks_by_distance(prepared, compared[1][:1], items[:1], precision=precision)
     started = time.monotonic()
     ranks = ranks_of("codes", *compared)
     seconds = time.monotonic() - started
-    _, top = retrieval.search(prepared, compared[1], min(feedback.TOP, size))
+    kept = min(feedback.TOP, size)
+    _, top = retrieval.search(prepared, compared[1], kept, precision=precision)
     per_query = {"ap": metrics.average_precision(ranks, size)}
     result: dict[str, Any] = {
         "map": metrics.mean(per_query["ap"]),

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from air_jax import baselines, datasets, encode, feedback, models, sharding, train
 from air_jax.input_pipeline import LOADERS
-from air_jax.retrieval import METRICS
+from air_jax.retrieval import METRICS, PRECISIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +107,11 @@ def check(job: Job) -> None:
     if config.retrieval.metric not in METRICS:
         raise ValueError(
             f"retrieval.metric={config.retrieval.metric!r}: expected one of {', '.join(METRICS)}"
+        )
+    if config.retrieval.precision not in PRECISIONS:
+        raise ValueError(
+            f"retrieval.precision={config.retrieval.precision!r}: expected one of "
+            f"{', '.join(PRECISIONS)}"
         )
     baselines.validate(config.retrieval.baselines, job.dataset.images.shape[1])
     feedback.validate(config.feedback, database_size)

@@ -20,7 +20,13 @@ from air_jax.progress import Progress
 
 BLOCK = 64  # queries at a time: 64 x 50,000 float32 are 13 MB
 CORES = os.cpu_count() or 1
-METRICS = ("l2", "standardised", "cosine")
+METRICS = ("l2", "standardised", "cosine", "inner_product")
+# Of the products of queries and codes. Accelerators round float32 to TF32 or bfloat16 unless told
+# not to; three products of bfloat16 parts are nearly as exact as float32. A CPU takes float32.
+PRECISIONS = {
+    "float32": jax.lax.Precision.HIGHEST,
+    "bfloat16_3x": jax.lax.DotAlgorithmPreset.BF16_BF16_F32_X3,
+}
 GROUP = 64  # neighbours in the first stage of the search for the best
 PADDING = -1  # in rows of database positions that are shorter than others
 
@@ -47,7 +53,9 @@ def for_metric(
     Args:
         metric: "l2", the paper's; "standardised": each dimension divided by its deviation over the
             database; "cosine": codes of unit length, whose squared distance is 2 - 2 cosine. A code
-            of zeros has none and stays.
+            of zeros has none and stays. "inner_product": one dimension more, which brings all codes
+            of the database to the length M of the longest, and is 0 of queries: the squared
+            distance is M^2 + |q|^2 - 2 q.x.
         database: codes [N, D].
         queries: codes [Q, D].
     """
@@ -55,6 +63,10 @@ def for_metric(
         return database, queries
     if metric == "cosine":
         return _unit_length(database), _unit_length(queries)
+    if metric == "inner_product":
+        squares = np.square(database, dtype=np.float64).sum(axis=1, keepdims=True)
+        missing = np.sqrt(squares.max() - squares).astype(np.float32)
+        return np.hstack([database, missing]), np.pad(queries, ((0, 0), (0, 1)))
     deviations = database.std(axis=0)
     scale = np.where(deviations > 1e-12, deviations, 1)
     return database / scale, queries / scale
@@ -103,18 +115,24 @@ def check_codes(name: str, codes: np.ndarray) -> None:
         )
 
 
-def squared_distances(queries: jax.Array, database: Database) -> jax.Array:
-    """Centred queries [Q, D] -> squared Euclidean distances [Q, N] float32 to every image."""
-    # 'highest': on accelerators float32 products are rounded to TF32 or bfloat16 otherwise.
-    products = jnp.matmul(queries, database.codes.T, precision="highest")
+def squared_distances(
+    queries: jax.Array, database: Database, precision: str = "float32"
+) -> jax.Array:
+    """Centred queries [Q, D] -> squared Euclidean distances [Q, N] float32 to every image.
+
+    `precision` is one of `PRECISIONS`.
+    """
+    products = jnp.matmul(queries, database.codes.T, precision=PRECISIONS[precision])
     lengths = jnp.sum(queries**2, axis=1, keepdims=True)
     return jnp.maximum(lengths - 2 * products + database.norms, 0)
 
 
-@jax.jit
-def negative_distances(queries: jax.Array, database: Database) -> jax.Array:
+@partial(jax.jit, static_argnames="precision")
+def negative_distances(
+    queries: jax.Array, database: Database, precision: str = "float32"
+) -> jax.Array:
     """Scores of the first retrieval: minus the squared distances; arguments as for those."""
-    return -squared_distances(queries, database)
+    return -squared_distances(queries, database, precision)
 
 
 def nearest(scores: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
@@ -149,7 +167,11 @@ def best_unmarked(scores: jax.Array, marked: jax.Array, count: int) -> jax.Array
 
 
 def search(
-    database: Database, queries: np.ndarray, k: int, block: int = BLOCK
+    database: Database,
+    queries: np.ndarray,
+    k: int,
+    block: int = BLOCK,
+    precision: str = "float32",
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest images of each query, exactly.
 
@@ -158,6 +180,7 @@ def search(
         queries: [Q, D], not centred.
         k: from 1 to N.
         block: queries at a time.
+        precision: of `PRECISIONS`.
 
     Returns:
         Squared distances [Q, k] float32, ascending, and database positions [Q, k] int32.
@@ -169,16 +192,18 @@ def search(
     if not 1 <= k <= size:
         raise ValueError(f"k={k}: expected from 1 to the {size} images in the database")
     found = [
-        jax.device_get(_search_block(rows, database, k))
+        jax.device_get(_search_block(rows, database, k, precision))
         for rows in blocks(centre(database, queries), block)
     ]
     distances, positions = map(np.concatenate, zip(*found, strict=True))
     return distances[: len(queries)], positions[: len(queries)]
 
 
-@partial(jax.jit, static_argnames="k")
-def _search_block(queries: jax.Array, database: Database, k: int) -> tuple[jax.Array, jax.Array]:
-    values, positions = nearest(-squared_distances(queries, database), k)
+@partial(jax.jit, static_argnames=("k", "precision"))
+def _search_block(
+    queries: jax.Array, database: Database, k: int, precision: str
+) -> tuple[jax.Array, jax.Array]:
+    values, positions = nearest(-squared_distances(queries, database, precision), k)
     return -values, positions
 
 
@@ -284,10 +309,12 @@ def ranks_by_distance(
     items: np.ndarray,
     block: int = BLOCK,
     label: str | None = None,
+    precision: str = "float32",
 ) -> np.ndarray:
     """Where `items` [Q, M] stand for each of `queries` [Q, D] by distance; see `ranks`.
 
-    `block` queries are taken at a time; `label` is of the progress shown, None shows none.
+    `block` queries are taken at a time; `label` is of the progress shown, None shows none;
+    `precision` is one of `PRECISIONS`.
 
     Raises:
         ValueError: `queries` do not fit the database.
@@ -297,7 +324,8 @@ def ranks_by_distance(
     found = []
     # The next block's scores are computed while these are ranked.
     for scores in _ahead(
-        negative_distances(rows, database) for rows in blocks(centre(database, queries), block)
+        negative_distances(rows, database, precision)
+        for rows in blocks(centre(database, queries), block)
     ):
         found.append(ranks(scores, next(wanted)))
         if progress:

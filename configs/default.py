@@ -69,7 +69,9 @@ def get_config() -> ml_collections.ConfigDict:
     encode.batch = 512
 
     config.retrieval = retrieval = ml_collections.ConfigDict()
-    retrieval.metric = "l2"  # the paper's; standardised, cosine: see retrieval.for_metric
+    # The paper's; standardised, cosine, inner_product: see `retrieval.for_metric`.
+    retrieval.metric = "l2"
+    retrieval.precision = "float32"  # or, on accelerators, bfloat16_3x
     retrieval.baselines = ("random", "pixels", "pca", "kmeans", "untrained")
 
     config.feedback = feedback = ml_collections.ConfigDict()

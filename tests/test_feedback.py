@@ -67,9 +67,9 @@ def reference_session(kernel, C, database, labels, query, label):
     ("learner", "kernel", "C"), [("svc", "rbf", 10), ("svc_linear", "linear", 1)]
 )
 def test_sessions_equal_those_of_numpy_and_scikit_learn(learner, kernel, C):
-    data = collection()
+    data = collection(size=400, queries=200)
     database, labels, queries, query_labels = data
-    simulation = simulate(learner, data)
+    simulation = simulate(learner, data, block=64)
     expected = np.stack(
         [
             reference_session(kernel, C, database, labels, query, label)

@@ -189,3 +189,26 @@ def test_the_cosine_metric_is_scipys():
         kept = present[row] != 5
         columns = present[row][kept] - (present[row][kept] > 5)
         np.testing.assert_allclose(real[row][kept] / 2, expected[row, columns], atol=1e-5)
+
+
+def test_the_inner_product_metric_orders_by_inner_products():
+    database, queries = random_codes(0, 60), random_codes(1, 7)
+    scaled = retrieval.for_metric("inner_product", database, queries)
+    found, positions = retrieval.search(retrieval.make_database(scaled[0]), scaled[1], 60)
+    products = queries.astype(np.float64) @ database.T.astype(np.float64)
+    np.testing.assert_array_equal(positions, np.argsort(-products, axis=1))
+    longest = np.square(database).sum(axis=1).max()
+    own = np.square(queries).sum(axis=1, keepdims=True)
+    expected = longest + own - 2 * np.take_along_axis(products, positions, axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("precision", "compiled_for"),
+    [("float32", "HIGHEST"), ("bfloat16_3x", "num_primitive_operations = 3")],
+)
+def test_products_are_compiled_for_their_precision(precision, compiled_for):
+    """A CPU multiplies float32 whatever it is told; what an accelerator is told is this."""
+    database = retrieval.make_database(random_codes(0, 60))
+    lowered = retrieval.negative_distances.lower(random_codes(1, 7), database, precision)
+    assert compiled_for in lowered.as_text()
