@@ -14,8 +14,10 @@ with gradient g_i = y_i - sum_j K_ij b_j. It is solved once no b_i that can grow
 than the tolerance above that of one that can shrink.
 """
 
+import math
 import os
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from typing import NamedTuple
@@ -31,7 +33,7 @@ SOLVERS = ("smo", "sklearn")
 TOLERANCE = 1e-5  # of the gradients' gap
 MAX_ITERATIONS = 20_000
 TURN = 128  # iterations
-SLOTS_ON_CPU, SLOTS = 256, 8192  # problems worked on at a time
+SLOTS_ON_CPU, SLOTS = 64, 8192  # problems worked on at a time: as many as a core's cache holds
 TILE = 2048  # codes, at least, whose distances to all samples are held at once
 DISTANCES = 2**18  # so held if the samples are few
 CORES = os.cpu_count() or 1
@@ -105,11 +107,18 @@ def fit(
     _check(samples, labels, kernel, C, class_weight, solver, processes)
     upper = C * _class_weights(labels, class_weight)
     upper[~_has_two_classes(labels)] = 0
+    arrays = samples, labels, upper
     if solver == "sklearn":
         solve = partial(_solve_by_sklearn, kernel=kernel, tolerance=tolerance)
-        found = _over_processes(solve, (samples, labels, upper), processes)
+        # JAX's threads do not survive a fork.
+        pool = partial(ProcessPoolExecutor, mp_context=get_context("spawn"))
+        found = _in_parts(solve, arrays, processes, pool)
     else:
-        found = _solve(samples, labels, upper, kernel, tolerance, max_iterations)
+        solve = partial(_solve, kernel=kernel, tolerance=tolerance, max_iterations=max_iterations)
+        on_cpu = jax.default_backend() == "cpu"
+        # XLA does the steps of a solver one after another, on one core.
+        threads = min(CORES, math.ceil(len(samples) / SLOTS_ON_CPU)) if on_cpu else 1
+        found = _in_parts(solve, arrays, threads, ThreadPoolExecutor)
     multipliers, intercept, gamma, gap, iterations = found
     machines = Machine(
         samples,
@@ -178,6 +187,7 @@ def _solve(
     samples: np.ndarray,
     labels: np.ndarray,
     upper: np.ndarray,
+    *,
     kernel: str,
     tolerance: float,
     max_iterations: int,
@@ -345,18 +355,15 @@ def _solve_by_sklearn(
     return multipliers, intercepts, gammas, np.full(len(labels), np.nan), iterations
 
 
-def _over_processes(
-    solve: partial, arrays: tuple[np.ndarray, ...], processes: int
-) -> list[np.ndarray]:
-    """`solve(*arrays)`, the arrays' first axis cut into a part for each process."""
-    if processes == 1:
+def _in_parts(
+    solve: partial, arrays: tuple[np.ndarray, ...], parts: int, executor: Callable[[int], Executor]
+) -> tuple[np.ndarray, ...]:
+    """`solve(*arrays)`, the arrays' first axis cut into a part for each thread or process."""
+    if parts <= 1:
         return solve(*arrays)
-    parts = zip(*(np.array_split(array, processes) for array in arrays), strict=True)
-    # JAX's threads do not survive a fork.
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-        under_way = [pool.submit(solve, *part) for part in parts]
-        found = [future.result() for future in under_way]
-    return [np.concatenate(values) for values in zip(*found, strict=True)]
+    with executor(parts) as pool:
+        found = list(pool.map(solve, *(np.array_split(array, parts) for array in arrays)))
+    return tuple(np.concatenate(values) for values in zip(*found, strict=True))
 
 
 def linear_weights(machines: Machine) -> np.ndarray:
