@@ -228,7 +228,7 @@ def main(_: list[str]) -> int:
     return command.guard(_run, Path(_OUT.value))
 
 
-def _codes(path: Path, of: str) -> dict[str, np.ndarray]:
+def codes_of(path: Path, of: str) -> dict[str, np.ndarray]:
     """Codes and labels of database and queries, from a run's file or made of its images.
 
     Raises:
@@ -256,7 +256,7 @@ def _codes(path: Path, of: str) -> dict[str, np.ndarray]:
 
 
 def _run() -> None:
-    held = _codes(Path(_CODES.value), _OF.value)
+    held = codes_of(Path(_CODES.value), _OF.value)
     database, queries = retrieval.for_metric(_METRIC.value, held["database"], held["query"])
     labels, query_labels = held["database_label"], held["query_label"]
     out = Path(_OUT.value)

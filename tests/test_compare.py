@@ -6,8 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from air_jax.configs import quickstart
+from sklearn.decomposition import PCA
 
-from air_jax import compare
+from air_jax import compare, plan, workdir
+from air_jax.files import write_json
 from air_jax.learners import LEARNERS
 
 
@@ -55,6 +58,70 @@ def test_every_learner_is_compared_on_its_own_and_on_recorded_marks(codes, tmp_p
         assert chosen["residual_map"] == max(e["residual_map"] for e in chosen["tried"])
     assert found["winner"] == compare.winner(found["learners"])
     assert f"`{found['winner']}`" in (tmp_path / "out" / "compare.md").read_text()
+
+
+def test_a_stopped_comparison_continues_with_what_is_missing(codes, tmp_path):
+    flags = [f"--codes={codes}", f"--out={tmp_path}", "--validation=8", "--queries=12"]
+    flags += ["--rounds=1", "--marks=5"]
+    assert run(*flags).returncode == 0
+    whole = (tmp_path / "compare.json").read_text()
+    parts = json.loads((tmp_path / "parts.json").read_text())
+    kept = dict(list(parts["found"].items())[:-2])
+    (tmp_path / "parts.json").write_text(json.dumps(parts | {"found": kept}))
+    done = run(*flags)
+    assert done.stdout.count("held-out queries: ") == 2
+
+    def without_seconds(text):
+        found = json.loads(text)
+        for kinds in found["learners"].values():
+            for rounds in kinds.values():
+                for entry in rounds:
+                    del entry["seconds"]
+        return found
+
+    again = (tmp_path / "compare.json").read_text()
+    assert without_seconds(again) == without_seconds(whole)
+    inputs = parts["inputs"]
+    assert compare.Parts(tmp_path / "parts.json", inputs).found.keys() == parts["found"].keys()
+    assert compare.Parts(tmp_path / "parts.json", inputs | {"marks": 4}).found == {}
+
+
+@pytest.fixture
+def digits_run(tmp_path):
+    """A work directory's config and codes, of scikit-learn's digits."""
+    config = quickstart.get_config()
+    write_json(tmp_path / "config.json", {"config": workdir.flatten(config)})
+    job = plan.load(config)
+    labels = job.dataset.labels
+    size, queries = len(job.database), len(job.queries)
+    np.savez(
+        tmp_path / "codes.npz",
+        database=np.zeros((size, 4), np.float32),
+        query=np.zeros((queries, 4), np.float32),
+        database_label=labels[job.database],
+        query_label=labels[job.queries],
+    )
+    return tmp_path, job
+
+
+def test_codes_that_need_no_net_are_made_of_the_runs_images(digits_run):
+    path, job = digits_run
+    made = compare.codes_of(path / "codes.npz", "pca")
+    pixels = job.database_images().reshape(len(job.database), -1) / 255
+    assert made["database"].shape == (len(job.database), 4)
+    expected = PCA(4, svd_solver="full").fit(pixels).explained_variance_
+    np.testing.assert_allclose(made["database"].var(axis=0, ddof=1), expected, rtol=1e-3)
+    with pytest.raises(ValueError, match="no array named 'untrained_database'"):
+        compare.codes_of(path / "codes.npz", "untrained")
+
+
+def test_images_that_are_not_the_runs_are_an_error(digits_run):
+    path, _ = digits_run
+    held = dict(np.load(path / "codes.npz"))
+    held["database_label"] = held["database_label"][::-1]
+    np.savez(path / "codes.npz", **held)
+    with pytest.raises(ValueError, match="is of other images than config.json beside it loads"):
+        compare.codes_of(path / "codes.npz", "pca")
 
 
 def entry(gain, residual):
