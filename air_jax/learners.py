@@ -322,7 +322,7 @@ LEARNERS: dict[str, Learner] = {
         support_vector, kernel="rbf", C=10.0, class_weight="balanced", pseudo_negatives=200
     ),
     "rocchio": partial(rocchio, alpha=1.0, beta=0.75, gamma=0.15),
-    # The others' constants were chosen on validation queries by `air_jax.compare`.
+    # The others' constants were chosen on validation queries by `air_jax.compare`, but for `means`.
     "svc_balanced": partial(support_vector, kernel="rbf", C=1.0, class_weight="balanced"),
     "svc_farthest": partial(
         support_vector,
