@@ -17,13 +17,16 @@ import numpy as np
 
 from air_jax import retrieval, scoring
 from air_jax.code_store import CodeStore
-from air_jax.scoring import Kernel, Linear, Mixture, Near, Scorer
+from air_jax.scoring import OUTSIDE, Kernel, Linear, Mixture, Near, Scorer
 
 ROWS = 2**17  # of a tile: 64 MB of 128-d float32
 SCORES = 2**24  # of all rankings in a tile, at most
 CHUNK = 4096  # rows scored at once; on a CPU these stay in its cache
 UNDER_WAY = 2  # tiles
 MARGIN = 256  # candidates beyond those asked for, where codes are not exact
+# A session's marks grow by a few a round, and every size is compiled for: sizes are rounded up.
+CANDIDATES = 128
+SAMPLES = (16, 32, 48, 64, 96, 128, 192)
 
 
 class Best(NamedTuple):
@@ -99,7 +102,8 @@ class StreamedSpace:
         store, scorer = self.store, without_idle_samples(scorer)
         exact = store.storage == "float32"
         wanted = k + hidden.shape[1]
-        candidates = min(size, wanted if exact else wanted + MARGIN)
+        candidates = CANDIDATES * math.ceil((wanted if exact else wanted + MARGIN) / CANDIDATES)
+        candidates = min(size, candidates)
         values, positions = self._best(scorer, candidates, show)
         last = values[:, -1]
         if not exact:
@@ -184,8 +188,8 @@ def _merge(
 def without_idle_samples(scorer: Scorer) -> Scorer:
     """The same scores from fewer samples: those of machines whose coefficient is not zero.
 
-    As many are kept of each machine, and their number is a multiple of 16: it is part of the shape
-    that is compiled for.
+    As many are kept of each machine, and their number is one of `SAMPLES` or a multiple of the
+    last: it is part of the shape that is compiled for.
     """
     if isinstance(scorer, Mixture):
         return scorer._replace(kernel=without_idle_samples(scorer.kernel))
@@ -193,13 +197,17 @@ def without_idle_samples(scorer: Scorer) -> Scorer:
         return scorer
     coefficients = scorer.machines.coefficients
     most = int((coefficients != 0).sum(axis=1).max(initial=1))
-    count = min(16 * math.ceil(max(most, 1) / 16), coefficients.shape[1])
+    count = next((n for n in SAMPLES if n >= most), SAMPLES[-1] * math.ceil(most / SAMPLES[-1]))
     kept = np.argsort(coefficients == 0, axis=1, kind="stable")[:, :count]
+    missing = max(0, count - coefficients.shape[1])
+    coefficients = np.take_along_axis(coefficients, kept, axis=1)
+    support = np.take_along_axis(scorer.machines.support, kept[:, :, None], axis=1)
+    positions = np.take_along_axis(scorer.positions, kept, axis=1)
     machines = scorer.machines._replace(
-        coefficients=np.take_along_axis(coefficients, kept, axis=1),
-        support=np.take_along_axis(scorer.machines.support, kept[:, :, None], axis=1),
+        coefficients=np.pad(coefficients, ((0, 0), (0, missing))),
+        support=np.pad(support, ((0, 0), (0, missing), (0, 0))),
     )
-    return Kernel(machines, np.take_along_axis(scorer.positions, kept, axis=1))
+    return Kernel(machines, np.pad(positions, ((0, 0), (0, missing)), constant_values=OUTSIDE))
 
 
 def _largest_loss(scorer: Scorer, last: np.ndarray, store: CodeStore) -> np.ndarray:
