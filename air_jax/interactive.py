@@ -84,6 +84,7 @@ class Engine:
         show: str = "best",
         hide_judged: bool = True,
         seed: int = 0,
+        hidden: np.ndarray = NOTHING,
     ) -> Found:
         """The k first images after the marks made so far.
 
@@ -99,6 +100,7 @@ class Engine:
                 sign; else the best.
             hide_judged: leave marked images out.
             seed: of learners that draw.
+            hidden: [H] further positions that are left out.
 
         Raises:
             ValueError: unknown names, k out of range, positions that are none, an image marked
@@ -109,6 +111,7 @@ class Engine:
         if show not in SHOW:
             raise ValueError(f"show={show!r}: expected one of {', '.join(SHOW)}")
         self._check_positions("marks", positions)
+        self._check_positions("hidden", hidden)
         self._check_marks(positions, relevant)
         examples = self._centred("example", examples)
         if query is None and not len(positions) and not len(examples):
@@ -125,7 +128,7 @@ class Engine:
             own = np.reshape(own, (1, -1)).astype(np.float32)
         else:
             own = self._centred("query", query[None])
-        hidden = positions if hide_judged else NOTHING
+        hidden = np.concatenate([positions, hidden]) if hide_judged else hidden
         lesson = LEARNERS[learner](space, own, marks, [[seed, len(positions)]])
         learnt = bool(lesson.learnt[0])
         if not learnt:
