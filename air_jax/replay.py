@@ -5,7 +5,6 @@ The status is 0 if all rankings are the same, 1 if one is not, 2 for an error.
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 

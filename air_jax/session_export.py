@@ -1,4 +1,4 @@
-"""A session as files: JSON that `air_jax.replay` repeats, CSV for a spreadsheet, `.npz` of a model."""
+"""A session as files: JSON that `replay` repeats, CSV for a spreadsheet, `.npz` of its model."""
 
 import csv
 import io
