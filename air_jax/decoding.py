@@ -13,13 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # MPO: JPEGs of some phones
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 FITS = ("crop", "stretch")
 THUMBNAIL_SIDE = 192
 # Large photos are decoded at a fraction of their size where JPEG allows; never below this side.
 DECODED_SIDE = 4 * THUMBNAIL_SIDE
 WHITE = (255, 255, 255, 255)
 
+Image.init()  # `formats` finds only what is loaded
 # The bound is ours, given to `open_image`, and looked at before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
