@@ -1,11 +1,13 @@
-"""An index on disk, opened for reading: images by id, path and position, and their codes.
+"""An index on disk: images or vectors with their codes, opened for searching.
 
-    catalogue.sqlite      the truth: what was found, what it holds, what is published
-    codes-<generation>/   a `code_store` of the codes published, in order of position
-    net.npz               what made the codes; absent from an index of vectors
-    index.json            a summary for people and programs
+    catalogue.sqlite      the truth: images, codes, thumbnails, what is published; see `catalogue`
+    codes-<generation>/   the codes in order of position: a `code_store`
+    net.npz               the net that made the codes; not there for vectors
+    index.json            what was found, for people and programs
+    sessions.sqlite       what people did with it; see `session_store`
 
-An opened index stays as it was: whoever writes a new generation meanwhile does not disturb it.
+An image keeps its id as long as its content does not change; its position changes with the images
+around it.
 """
 
 import json
@@ -13,54 +15,29 @@ import os
 import sqlite3
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from PIL import Image as PillowImage
+import PIL.Image
 
-from air_jax import decoding
-from air_jax.code_store import CodeStore
+from air_jax import catalogue, code_store, decoding, encode, image_files, net_file, sharding
+from air_jax.models import Net
 
-if TYPE_CHECKING:
-    from air_jax.net_file import Encoder
-
-CATALOGUE = "catalogue.sqlite"
 NET_FILE = "net.npz"
-SUMMARY = "index.json"
-FORMAT = 1
-MANY = 500  # parameters of one SQL statement
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
--- What was found in the folder, looked at or not: broken ones have a reason and no content.
-CREATE TABLE IF NOT EXISTS files (
-    path BLOB PRIMARY KEY, bytes INTEGER NOT NULL, mtime_ns INTEGER, content INTEGER, reason TEXT
-) STRICT;
--- Pictures by what they hold; those of equal content share a code and a thumbnail.
-CREATE TABLE IF NOT EXISTS contents (
-    content INTEGER PRIMARY KEY, sha BLOB NOT NULL UNIQUE,
-    bytes INTEGER NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS codes (content INTEGER PRIMARY KEY, code BLOB NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS thumbnails (content INTEGER PRIMARY KEY, jpeg BLOB NOT NULL) STRICT;
--- What is published; AUTOINCREMENT, so that no id comes back.
-CREATE TABLE IF NOT EXISTS images (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL, content INTEGER,
-    position INTEGER, metadata TEXT
-) STRICT;
-CREATE INDEX IF NOT EXISTS images_by_path ON images (path);
-"""
+SUMMARY_FILE = "index.json"
+IDS_OF_A_QUERY = 500  # SQLite takes no more than so many values at once, to be safe
 
 
 class Image(NamedTuple):
-    """An indexed image.
+    """What an index knows of an image.
 
     Attributes:
-        id: stays; another content under the same path is another image.
-        path: relative to the folder, as `os.fsdecode` gives it; of vectors the metadata's "path".
-        width, height: of the picture upright; None where there is no picture.
-        bytes: of its file.
-        metadata: of vectors, by column.
+        id: stable, from 1 on.
+        path: relative to the folder, as `os.fsdecode` gives it; "" if there is none.
+        width, height: pixels; None if no image was read.
+        bytes: of the file.
+        metadata: of vectors.
     """
 
     id: int
@@ -72,190 +49,155 @@ class Image(NamedTuple):
 
     @property
     def label(self) -> str:
-        """For showing: the path, bytes that are no UTF-8 replaced; "row 17" where there is none."""
-        return shown(self.path) or f"row {self.id - 1}"
-
-
-def shown(path: str) -> str:
-    """A path as `os.fsdecode` gives it for people: bytes that are no UTF-8 replaced."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        """The path as text that can be shown; of a vector without one, its row."""
+        if not self.path:
+            return f"row {self.id - 1}"
+        return os.fsencode(self.path).decode("utf-8", "replace")
 
 
 class ImageIndex:
     """An index, opened for reading; safe to use from several threads.
 
+    An indexer that publishes meanwhile does not disturb it: images that were there stay there,
+    though those that left the folder lose their thumbnails.
+
     Args:
-        path: of its folder.
+        path: of the folder.
 
     Attributes:
-        path: of its folder.
-        about: what it is of: kind ("images" or "vectors"), folder, model, generation, dimension,
-            size, fingerprint (of what is published), codes (what made the codes).
-        store: the codes.
+        about: {"kind": "images" or "vectors", "folder", "model", "generation", "dimension", "size",
+            "fingerprint": of all that is published, "codes": what made the codes}.
+        store: the codes by position.
         ids: [N] int64 by position.
 
     Raises:
-        FileNotFoundError: there is no index.
-        ValueError: it is damaged, of another format, or its first indexing has not ended.
+        FileNotFoundError: it is no index, or nothing is published in it yet.
+        ValueError: a file of it is damaged, or of another version.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        if not (path / CATALOGUE).is_file():
-            raise FileNotFoundError(f"{path} holds no {CATALOGUE}: it is no index of air_jax")
-        self._lock = threading.Lock()
-        self._encoder: Encoder | None = None
+        if not (path / catalogue.FILE).is_file():
+            raise FileNotFoundError(f"{path} holds no {catalogue.FILE}: it is no index")
+        self._local = threading.local()
         try:
-            self._open()
-        except sqlite3.Error as error:
-            raise ValueError(f"{path / CATALOGUE} cannot be read: {error}") from error
+            meta = catalogue.read_meta(self._database())
+            rows = self._database().execute(
+                "SELECT id FROM images WHERE position IS NOT NULL ORDER BY position"
+            )
+            self.ids = np.array([row[0] for row in rows], np.int64)
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{path / catalogue.FILE} is damaged: {error}") from error
+        if "published" not in meta:
+            raise FileNotFoundError(
+                f"{path} is not finished: run air_jax.index again, it continues"
+            )
+        self.about: dict[str, Any] = meta["published"]
+        self.store = code_store.CodeStore(path / catalogue.codes_name(self.about["generation"]))
         if len(self.store) != len(self.ids):
             raise ValueError(
-                f"{self.path} is damaged: {len(self.ids)} images, {len(self.store)} codes"
+                f"{path}: {len(self.ids)} images in the catalogue, {len(self.store)} codes"
             )
-        order = np.argsort(self.ids)
-        self._sorted_ids, self._position_of = self.ids[order], order
-
-    def _open(self) -> None:
-        """Begin to read the newest generation; once more if it was replaced meanwhile."""
-        before = None
-        while True:
-            self._connection = open_catalogue(self.path)
-            # A transaction that stays open keeps showing what is in the catalogue now.
-            self._connection.execute("BEGIN")
-            held = dict(self._connection.execute("SELECT key, value FROM meta"))
-            check_format(self.path, held)
-            if "about" not in held:
-                raise ValueError(f"{self.path} is not finished: its first indexing has not ended")
-            self.about: dict[str, Any] = json.loads(held["about"])
-            generation = self.about["generation"]
-            try:
-                self.store = CodeStore(self.path / f"codes-{generation}")
-                break
-            except FileNotFoundError:
-                self._connection.close()
-                if generation == before:
-                    raise
-                before = generation
-        rows = self._connection.execute(
-            "SELECT id FROM images WHERE position IS NOT NULL ORDER BY position"
-        )
-        self.ids = np.fromiter((row[0] for row in rows), np.int64)
-
-    def close(self) -> None:
-        """End reading. Until then the catalogue's log of later changes cannot be shortened."""
-        with self._lock:
-            self._connection.close()
+        self._order = np.argsort(self.ids)
+        self._sorted = self.ids[self._order]
+        self._net: Net | None = None
+        self._net_access = threading.Lock()
+        if self.about["model"] is not None and not (path / NET_FILE).is_file():
+            raise FileNotFoundError(f"{path / NET_FILE} is missing: it encodes uploads")
 
     def position(self, image: int) -> int | None:
-        """Where in `store` an image's code is; None: there is no such image."""
-        place = int(np.searchsorted(self._sorted_ids, image))
-        if place == len(self.ids) or self._sorted_ids[place] != image:
-            return None
-        return int(self._position_of[place])
+        """Where an image is in the store; None if it is not in the index."""
+        place = int(np.searchsorted(self._sorted, image))
+        if place < len(self._sorted) and self._sorted[place] == image:
+            return int(self._order[place])
+        return None
 
     def images(self, ids: list[int]) -> list[Image]:
-        """Images by id, in that order; ValueError names one that is not there."""
-        ids = [int(image) for image in ids]
-        missing = [image for image in ids if self.position(image) is None]
-        if missing:
-            raise ValueError(f"image {missing[0]}: there is no such image in {self.path.name}")
-        found = {}
-        for start in range(0, len(ids), MANY):
-            part = ids[start : start + MANY]
-            marks = ",".join("?" * len(part))
-            found |= {image.id: image for image in self._select(f"id IN ({marks})", part)}
-        return [found[image] for image in ids]
-
-    def find(self, text: str, limit: int) -> list[Image]:
-        """Images by path: the very one first, then those that contain the text, in order.
-
-        Upper and lower case are one; "17" and "#17" find image 17 as well, before those.
-        """
-        exact = os.fsencode(text)
-        found = self._select("path = ? LIMIT ?", [exact, limit]) if text else []
-        number = text.removeprefix("#")
-        if number.isascii() and number.isdigit() and len(number) < 19:
-            found += self._select("id = ?", [int(number)])
-        # LIKE folds the case of ASCII only; `folded` also that of other letters.
-        found += self._select(
-            "instr(folded(path), folded(?)) ORDER BY position LIMIT ?", [exact, limit + len(found)]
-        )
-        return list({image.id: image for image in found}.values())[:limit]
-
-    def thumbnail(self, image: int) -> bytes | None:
-        """A small JPEG of an image; None if there is none."""
-        row = self._rows(
-            "SELECT jpeg FROM thumbnails JOIN images USING (content) WHERE id = ?", [image]
-        )
-        return row[0][0] if row else None
-
-    def file(self, image: int) -> Path | None:
-        """An image's file, all links resolved; None unless it is a regular one in the folder."""
-        rows = self._rows("SELECT path FROM images WHERE id = ?", [image])
-        if not rows or not rows[0][0] or self.about["folder"] is None:
-            return None
-        return inside(Path(self.about["folder"]), os.fsdecode(rows[0][0]))
-
-    def encode(self, picture: PillowImage.Image) -> np.ndarray:
-        """The code [D] float32 that the index's net makes of a picture ("RGB").
+        """Images in the order of their ids; one that has left the catalogue has no path.
 
         Raises:
-            ValueError: the index has no net.
+            ValueError: an id that is none of this index's.
+        """
+        unknown = [image for image in ids if self.position(image) is None]
+        if unknown:
+            raise ValueError(f"there is no image {unknown[0]} in the index")
+        found = {}
+        for start in range(0, len(ids), IDS_OF_A_QUERY):
+            part = ids[start : start + IDS_OF_A_QUERY]
+            marks = ", ".join("?" * len(part))
+            query = f"SELECT {_COLUMNS} FROM images WHERE id IN ({marks})"
+            found |= {row[0]: _image(row) for row in self._database().execute(query, part)}
+        gone = ("(removed)", None, None, None, {})
+        return [found.get(image, Image(image, *gone)) for image in ids]
+
+    def find(self, text: str, limit: int) -> list[Image]:
+        """Images by id ("17", "#17"), by path, then by a part of path or metadata."""
+        found: dict[int, Image] = {}
+        digits = text.removeprefix("#")
+        if digits.isascii() and digits.isdigit() and self.position(int(digits)) is not None:
+            found |= {image.id: image for image in self.images([int(digits)])}
+        queries = (
+            ("path = ?", [os.fsencode(text)]),
+            (
+                "instr(lower(CAST(path AS TEXT)), lower(?)) OR instr(lower(metadata), lower(?))",
+                [text, json.dumps(text)[1:-1]],
+            ),
+        )
+        for where, values in queries:
+            rows = self._database().execute(
+                f"SELECT {_COLUMNS} FROM images WHERE position IS NOT NULL AND ({where}) "
+                "ORDER BY position LIMIT ?",
+                [*values, limit],
+            )
+            for row in rows:
+                if self.position(row[0]) is not None:
+                    found.setdefault(row[0], _image(row))
+        return list(found.values())[:limit]
+
+    def thumbnail(self, image: int) -> bytes | None:
+        """A small JPEG; None if there is none."""
+        row = self._database().execute("SELECT jpeg FROM thumbnails WHERE image = ?", [image])
+        found = row.fetchone()
+        return None if found is None else found[0]
+
+    def file(self, image: int) -> Path | None:
+        """The file of an image, if it is still a regular file in the folder."""
+        if self.about["folder"] is None or self.position(image) is None:
+            return None
+        path = self.images([image])[0].path
+        return image_files.inside(Path(self.about["folder"]), path) if path else None
+
+    def encode(self, picture: PIL.Image.Image) -> np.ndarray:
+        """The code [D] float32 of any picture, by the net of the index.
+
+        Raises:
+            ValueError: the index is of vectors, or its net is damaged.
         """
         model = self.about["model"]
         if model is None:
-            raise ValueError(f"{self.path.name} is an index of vectors: it has no net to encode by")
+            raise ValueError(f"{self.path} is an index of vectors: it has no net")
+        # One picture needs one device only.
+        mesh = sharding.make_mesh(jax.local_devices()[:1])
+        with self._net_access:
+            if self._net is None:
+                kept = net_file.read(self.path / NET_FILE, mesh)
+                if kept.about["fingerprint"] != model["fingerprint"]:
+                    raise ValueError(f"{self.path / NET_FILE} is not the net that made the codes")
+                self._net = kept.net
         pixels = decoding.fit(picture, tuple(model["image_shape"]), model["fit"])
-        with self._lock:
-            if self._encoder is None:
-                from air_jax.net_file import Encoder  # JAX, only where it is needed
+        return encode.encode(self._net, pixels[None], mesh, batch=1, label=None)[0]
 
-                self._encoder = Encoder(self.path / NET_FILE, model["fingerprint"])
-        return self._encoder.encode(pixels)
-
-    def _select(self, where: str, values: list[Any]) -> list[Image]:
-        rows = self._rows(
-            "SELECT id, path, width, height, bytes, metadata FROM images LEFT JOIN contents "
-            f"USING (content) WHERE position IS NOT NULL AND {where}",
-            values,
-        )
-        return [
-            Image(image, os.fsdecode(path), width, height, size, json.loads(metadata or "{}"))
-            for image, path, width, height, size, metadata in rows
-        ]
-
-    def _rows(self, statement: str, values: list[Any]) -> list[tuple]:
-        with self._lock:
-            return self._connection.execute(statement, values).fetchall()
+    def _database(self) -> sqlite3.Connection:
+        """A connection of this thread's own."""
+        if not hasattr(self._local, "database"):
+            self._local.database = sqlite3.connect(self.path / catalogue.FILE, timeout=30)
+            self._local.database.execute("PRAGMA query_only = ON")
+        return self._local.database
 
 
-def open_catalogue(path: Path) -> sqlite3.Connection:
-    """The catalogue in a folder, for reading; also where that folder cannot be written to."""
-    mode = "mode=ro" if os.access(path, os.W_OK) else "mode=ro&immutable=1"
-    address = (path / CATALOGUE).absolute().as_uri()
-    connection = sqlite3.connect(
-        f"{address}?{mode}", uri=True, isolation_level=None, check_same_thread=False
-    )
-    connection.create_function("folded", 1, _folded, deterministic=True)
-    return connection
+_COLUMNS = "id, path, width, height, bytes, metadata"
 
 
-def _folded(path: bytes) -> str:
-    return shown(os.fsdecode(path)).casefold()
-
-
-def check_format(path: Path, held: dict[str, str]) -> None:
-    """Raise ValueError unless a catalogue's `meta` is of this version's format."""
-    if held.get("format") != str(FORMAT):
-        raise ValueError(f"{path / CATALOGUE} is of format {held.get('format')}; expected {FORMAT}")
-
-
-def inside(folder: Path, name: str) -> Path | None:
-    """The file of a relative name, all links resolved; None unless a regular one in the folder."""
-    try:
-        root = folder.resolve(strict=True)
-        found = (root / name).resolve(strict=True)
-        return found if found.is_relative_to(root) and found.is_file() else None
-    except (OSError, RuntimeError, ValueError):  # not there, a loop of links, a NUL
-        return None
+def _image(row: tuple[Any, ...]) -> Image:
+    image, path, width, height, size, metadata = row
+    return Image(image, os.fsdecode(path), width, height, size, json.loads(metadata))
