@@ -5,6 +5,8 @@ small nets.
 """
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from air_jax.configs import default
 from jax.sharding import Mesh
+from PIL import Image
 
 from air_jax import datasets, sharding
 
@@ -82,3 +85,31 @@ def cifar100(tmp_path_factory: pytest.TempPathFactory) -> datasets.Dataset:
                 patch.setenv("AIR_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
                 return datasets.load("cifar100", str(candidate))
     pytest.skip("CIFAR-100 is not prepared on this machine (TFDS_DATA_DIR names its folder)")
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The work directory of a run that `air_jax.main` trained on scikit-learn's digits."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    small = {
+        **{"model.depth": 4, "model.width": 4, "model.code_dim": 8, "train.epochs": 1},
+        **{"train.batch": 160, "train.warmup_steps": 2, "log.checkpoint_steps": 100},
+    }
+    command = [sys.executable, "-m", "air_jax.main", "--config=configs/quickstart.py"]
+    command += [f"--workdir={workdir}", "--stages=train"]
+    command += [f"--config.{key}={value}" for key, value in small.items()]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    return workdir
+
+
+def write_pictures(folder: Path, count: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random 40x30 PNG files in a folder; their pixels by path."""
+    rng = np.random.default_rng(seed)
+    pictures = {
+        f"{number % 3}/{number:03d}.png": rng.integers(0, 256, (30, 40, 3)).astype(np.uint8)
+        for number in range(count)
+    }
+    for path, pixels in pictures.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / path)
+    return pictures
