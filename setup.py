@@ -44,6 +44,7 @@ setup(
         "tensorboard": ["tensorboardX>=2.6"],
         "test": [
             "fastapi>=0.115",
+            "httpx>=0.27",
             "hypothesis>=6.100",
             "playwright>=1.50",
             "pytest>=8",

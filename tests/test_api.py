@@ -20,9 +20,9 @@ from air_jax.session_store import SessionStore
 pytest.importorskip("fastapi", reason="fastapi is not installed (pip install 'air_jax[app]')")
 pytest.importorskip("httpx", reason="httpx is not installed (pip install 'air_jax[test]')")
 
-from fastapi.testclient import TestClient  # noqa: E402
+from fastapi.testclient import TestClient
 
-from air_jax.api import Service, make_app  # noqa: E402
+from air_jax.api import Service, make_app
 
 ROOT = Path(__file__).parent.parent
 SIZE = 40
@@ -173,12 +173,13 @@ def test_an_upload_of_an_indexed_picture_finds_that_picture_first(client, index)
     ("content", "kind", "status", "text"),
     [
         (b"no picture", "image/png", 422, "no image of a known format"),
-        (png()[:-20], "image/png", 422, "damaged"),
+        (png()[:-40], "image/png", 422, "damaged"),
         (png((200, 200)), "image/png", 422, "pixels; at most 10,000"),
         (b"\x89PNG" + bytes(200_000), "image/png", 422, "bytes; at most 100,000"),
         (png(), "text/html", 415, "expected image/*"),
         (b"", "application/octet-stream", 422, "no image"),
     ],
+    ids=["text", "cut", "pixels", "bytes", "kind", "empty"],
 )
 def test_uploads_that_are_no_small_image_are_refused_with_a_reason(
     client, content, kind, status, text
