@@ -14,6 +14,7 @@ export class Preview {
   #grid;
   #does;
   #item;
+  #place = 0;
 
   constructor() {
     this.#dialog.addEventListener("click", (event) => {
@@ -32,7 +33,8 @@ export class Preview {
     });
     this.#dialog.addEventListener("close", () => {
       this.#item = null;
-      this.#grid?.focus();
+      // The browser has given the focus back to where it was; the image seen last may be another.
+      this.#grid?.focus(this.#place);
     });
   }
 
@@ -84,6 +86,7 @@ export class Preview {
   async #fill() {
     const item = this.#grid.item;
     this.#item = item;
+    this.#place = this.#grid.current;
     byId("preview-title").textContent = item.label;
     this.#dialog.querySelector(".picture-frame").replaceChildren(large(item));
     this.#facts(item);

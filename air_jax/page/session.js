@@ -148,24 +148,25 @@ export class SessionView {
     this.#open("options", false);
   }
 
-  /** Show what the server says the session is; moved: to another round, whatever it holds. */
+  /** Show what the server says the session is; moved: the view has just come into sight. */
   #take(session, { moved = false } = {}) {
     const places = (round) => round?.results.map((item) => item.image).join();
     const changed = moved || this.#session.current !== session.current
       || places(this.#session.round) !== places(session.round);
-    const focused = this.#grid.focused || document.activeElement === document.body;
+    const focused = moved || this.#grid.focused || [document.body, byId("next")].includes(document.activeElement);
     this.#session = session;
     this.#keepMarks(session.marks);
     if (document.activeElement !== byId("name")) byId("name").value = session.name;
     document.title = `${session.name || "Session"} – ${this.#index.name}`;
     this.#showQuery();
     this.#showRounds();
+    this.#explain();
     if (changed) {
       const { results } = session.round;
       this.#grid.show(results.length, (at) => results[at] ?? null);
       if (session.current) this.#adoptSettings(session.round);
       window.scrollTo(0, 0);
-      if (focused || document.activeElement === byId("next")) this.#grid.focus(0);
+      if (focused) this.#grid.focus(0);
       window.scrollTo(0, 0);
       announce(byId("results-title").textContent);
     }
@@ -372,18 +373,16 @@ export class SessionView {
     const marks = this.#allMarks();
     const of = (relevant) => [...marks.values()].filter((mark) => mark.relevant === relevant);
     const count = (kind, sign, number) => element("span", { class: kind },
-      icon(sign), element("span", {}, String(number)), element("b", {}, kind === "yes" ? "relevant" : "irrelevant"));
+      icon(sign), `${number} `, element("b", {}, kind === "yes" ? "relevant" : "irrelevant"));
     const counts = byId("toggle-tray");
     const [yes, no] = [of(true).length, of(false).length];
-    counts.replaceChildren(count("yes", "plus", yes), count("no", "minus", no));
-    counts.setAttribute("aria-label", `Judged: ${yes} relevant, ${no} irrelevant`);
+    counts.replaceChildren(count("yes", "plus", yes), " ", count("no", "minus", no));
     for (const [id, relevant] of [["tray-relevant", true], ["tray-irrelevant", false]]) {
       this.#showTray(byId(id), of(relevant), relevant);
     }
     this.#grid.refill();
     this.#preview.refresh();
     this.#showSaved();
-    this.#explain(yes, no);
     this.#showBusy();
   }
 
@@ -409,12 +408,12 @@ export class SessionView {
     byId("lost").hidden = !away;
   }
 
-  #explain(yes, no) {
+  #explain() {
     const { round, rounds, current, query } = this.#session;
     const notes = [];
     const note = (text, important = false) =>
       notes.push(element("p", { class: important ? "important" : null }, text));
-    if (!current && !yes && !no) {
+    if (!current) {
       note(query.random
         ? "Mark an image that is what you want (+), or some that are not (−), then press Next round."
         : "Nearest first. Mark what fits (+) and what does not (−), then press Next round.");
