@@ -2,7 +2,7 @@
 
 import { getImage } from "./api.js";
 import { byId, element } from "./elements.js";
-import { kindOf, large } from "./tiles.js";
+import { kindOf, large, scoreText } from "./tiles.js";
 
 const KEYS = {
   ArrowLeft: "previous", ArrowRight: "following", r: "relevant", x: "irrelevant", c: "collect", s: "search",
@@ -103,7 +103,7 @@ export class Preview {
     const facts = [["Number", `#${item.image}`]];
     if (item.width) facts.push(["Size", `${item.width} × ${item.height}`]);
     if (bytes) facts.push(["File", `${Math.max(1, Math.round(bytes / 1000)).toLocaleString("en")} kB`]);
-    if (typeof item.score === "number") facts.push(["Score", item.score.toPrecision(4)]);
+    if (typeof item.score === "number") facts.push(["Score", scoreText(item.score)]);
     facts.push(...Object.entries(item.metadata ?? {}));
     const rows = facts.map(([key, value]) =>
       element("div", {}, element("dt", {}, key), element("dd", {}, String(value))));

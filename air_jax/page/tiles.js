@@ -3,12 +3,20 @@
 import { previewUrl, thumbnailUrl } from "./api.js";
 import { element, icon } from "./elements.js";
 
-const number = new Intl.NumberFormat("en", { minimumSignificantDigits: 3, maximumSignificantDigits: 3 });
-
 /** Names of the values an item's mark may have, for `data-mark`. */
 export const kindOf = (relevant) => (relevant === null ? "" : relevant ? "relevant" : "irrelevant");
 
 const INKS = { relevant: "Relevant", irrelevant: "Irrelevant" };
+
+/**
+ * A score in about three digits.
+ * @param {number} score
+ */
+export function scoreText(score) {
+  const size = Math.abs(score);
+  const decimals = size < 1 ? 3 : size < 10 ? 2 : size < 100 ? 1 : 0;
+  return score.toFixed(decimals).replace("-", "−");
+}
 
 /** The small image of an item, or its words where there is none. */
 export function small(item) {
@@ -37,7 +45,7 @@ export function fillTile(tile, item, fresh) {
   label.title = item.label;
   const score = tile.querySelector(".score");
   if (score && item.score !== null) {
-    score.textContent = number.format(item.score).replace("-", "−");
+    score.textContent = scoreText(item.score);
     score.title = "Score: higher is better";
   }
 }
