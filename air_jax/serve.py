@@ -104,12 +104,13 @@ def _run() -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket bound before anything is said, so that a port in use is an error in one line."""
+    """A socket that listens before anything is said, so that a port in use is an error in one line."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen()  # whoever opens the address that is printed next, waits
     except OSError as error:
         listening.close()
         raise ValueError(f"--host={host} --port={port}: {error.strerror}") from error

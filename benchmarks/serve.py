@@ -110,6 +110,8 @@ def at_size(size: int, args: Any, folder: Path) -> dict[str, Any]:
     user = User(server.address, size, seed=0)
     for _ in range(args.warm_up):
         user.search(args.learner)
+    if user.errors:
+        sys.exit(f"searches fail: {user.errors[0]}")
     cold = max(user.seconds["round"])
     user.seconds = {kind: [] for kind in user.seconds}
     for _ in range(args.sessions):
