@@ -104,7 +104,7 @@ def _run() -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A socket that listens before anything is said, so that a port in use is an error in one line."""
+    """A socket that listens before anything is said: a port in use is an error in one line."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
