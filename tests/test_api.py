@@ -12,7 +12,7 @@ import pytest
 from conftest import write_pictures
 from PIL import Image
 
-from air_jax import decoding, indexing, replay, scoring
+from air_jax import decoding, indexing, scoring, session_replay
 from air_jax.image_index import ImageIndex
 from air_jax.indexing import Options
 from air_jax.session_store import SessionStore
@@ -281,13 +281,13 @@ def test_replay_gives_the_same_rankings(client, index, tmp_path):
     assert [one["same"] for one in found] == [True] * 3
     assert found[2]["images"] == shown(session)
     # A ranking that is not the same is told.
-    held = replay.read(file)
+    held = session_replay.read(file)
     held["session"]["rounds"][2]["images"].reverse()
-    before, now = replay.replay(held, ImageIndex(index))[2]
-    assert replay.compared(before, now)["first_different_rank"] == 1
+    before, now = session_replay.replay(held, ImageIndex(index))[2]
+    assert session_replay.compared(before, now)["first_different_rank"] == 1
     held["session"]["codes"] = "model:another"
     with pytest.raises(ValueError, match="codes of model:another"):
-        replay.replay(held, ImageIndex(index))
+        session_replay.replay(held, ImageIndex(index))
     file.write_text("{}")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2
