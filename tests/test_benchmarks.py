@@ -29,6 +29,10 @@ TINY = {
     "feedback": [
         *("--database=2000", "--queries=12", "--sample=4", "--rounds=2", "--processes", "1"),
     ],
+    "serve": [
+        *("--sizes", "500", "--dimension=8", "--sessions=1", "--warm-up=1"),
+        *("--users=2", "--minutes=0.01"),
+    ],
 }
 NAMED = {
     "train_throughput": {
@@ -53,6 +57,7 @@ NAMED = {
         "linear_ratio_to_sklearn",
         "rbf_ratio_to_sklearn",
     },
+    "serve": {"first_p50_ms_0.0005m", "round_p95_ms_0.0005m", "together_errors", "errors"},
 }
 
 
