@@ -39,9 +39,12 @@ make_environment() {
     python=$(find_python) || return 1
     if [ "$("$python" -c 'import sys; print(sys.version)')" != \
       "$("$venv/bin/python" -c 'import sys; print(sys.version)' 2>/dev/null)" ]; then
+      if [ -n "${VENV:-}" ] && [ -e "$venv" ] && [ ! -e "$venv/.air_jax" ]; then
+        fail "VENV=$venv has another Python than $python, and was not made here: it is left alone"
+      fi
       echo "environment: $venv with $("$python" --version)"
       rm -rf "$venv"
-      "$python" -m venv "$venv" || return 1
+      "$python" -m venv "$venv" && touch "$venv/.air_jax" || return 1
     fi
   fi
   stamp="$venv/.installed-${extras:-base}"

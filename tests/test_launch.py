@@ -201,6 +201,17 @@ def test_quickstart_runs_its_own_config_unless_one_is_named(launch, copy):
     assert arguments == ["-m", "air_jax.main", "--config=x.py"]
 
 
+def test_the_environment_is_where_it_is_asked_for_and_one_of_others_is_not_removed(launch, copy):
+    (copy / ".venv").rename(copy / "my env")
+    _, arguments = received(launch("quickstart", "a b", root=copy, VENV="my env"))
+    assert arguments[-1] == "a b"
+    program(copy / "my env/bin/python", "#!/bin/sh\nexit 1\n")
+    done = launch("quickstart", root=copy, VENV="my env", PYTHON=sys.executable)
+    assert done.returncode == 2
+    assert "error: VENV=my env has another Python" in done.stderr
+    assert (copy / "my env/bin/python").exists()
+
+
 def test_devices_are_as_many_as_asked_for(launch):
     assert xla_flags(dry_run(launch, "cpu", DEVICES="3")) == f"{COUNT}3"
 
