@@ -64,11 +64,14 @@ for ((worker = 0; worker < WORKERS; worker++)); do
 done
 if [ -z "$dry_run" ]; then
   wait_for_all
+  refused=0
   for status in "${statuses[@]}"; do
     case $status in
       75 | 130) exit "$status" ;;
+      2) refused=$((refused + 1)) ;;
     esac
   done
+  ((refused < WORKERS)) || exit 2 # the report would be refused, too
 fi
 compose "${gpus[0]:-}" --stages=report
 if [ -n "$dry_run" ]; then

@@ -462,6 +462,12 @@ def test_when_a_worker_fails_the_others_go_on(launch, copy, code, reported):
     assert ("report" in given(copy)) == reported
 
 
+def test_what_all_workers_refuse_needs_no_report(launch, copy):
+    pretend(copy, "exit 2")
+    assert launch("sweep", root=copy, WORKERS="2").returncode == 2
+    assert "report" not in given(copy)
+
+
 @pytest.fixture
 def slurm(launch: Launch, bin_dir: Path, copy: Path) -> Callable[..., list[str]]:
     """Runs the job; returns its exit status and what it asked scontrol to do."""
