@@ -274,9 +274,9 @@ class _Encoder:
             codes = [np.asarray(next(made), "<f4").tobytes() if c is None else c for c in codes]
         rows = zip(self.waiting, codes, strict=True)
         self.catalogue.add([(self.files[one.path], one, code) for one, code in rows])
-        errors = [(self.files[one.path], str(one.error)) for one in self.unusable]
+        errors = [(self.files[one.path], str(one.error)) for one in self.unusable if one.lasting]
         self.catalogue.add_broken(errors)
-        self.broken |= {file.path: reason for file, reason in errors}
+        self.broken |= {one.path: str(one.error) for one in self.unusable}
         self.added += len(self.waiting)
         self.waiting, self.unusable = [], []
 
