@@ -162,7 +162,7 @@ def discriminant(
 
 @functools.cache
 def _blas() -> threadpoolctl.ThreadpoolController:
-    """Of so small an equation BLAS's threads wait for each other: beside other work, up to 0.1 s."""
+    """BLAS's threads: of so small an equation they wait for each other, beside other work long."""
     return threadpoolctl.ThreadpoolController()
 
 
