@@ -4,6 +4,7 @@
     codes-<generation>/   the codes in order of position: a `code_store`
     net.npz               the net that made the codes; not there for vectors
     index.json            what was found, for people and programs
+    contact_sheet.png     some of its images, for people
     sessions.sqlite       what people did with it; see `session_store`
 
 An image keeps its id as long as its content does not change; its position changes with the images
@@ -26,6 +27,7 @@ from air_jax.models import Net
 
 NET_FILE = "net.npz"
 SUMMARY_FILE = "index.json"
+SHEET_FILE = "contact_sheet.png"
 IDS_OF_A_QUERY = 500  # SQLite takes no more than so many values at once, to be safe
 
 

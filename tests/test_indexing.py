@@ -20,7 +20,7 @@ import pytest
 from conftest import write_pictures
 from PIL import Image
 
-from air_jax import decode_pool, decoding, encode, indexing, net_file
+from air_jax import contact_sheet, decode_pool, decoding, encode, indexing, net_file
 from air_jax.image_index import ImageIndex
 from air_jax.indexing import Options
 
@@ -92,6 +92,24 @@ def test_codes_are_those_of_the_net_and_details_those_of_the_files(folder, made,
     np.testing.assert_allclose(index.store.exact, expected, rtol=1e-4, atol=1e-4)
     uploaded = index.encode(Image.open(folder / images[3].path).convert("RGB"))
     np.testing.assert_allclose(uploaded, index.store.exact[3], rtol=1e-4, atol=1e-4)
+
+
+def test_a_contact_sheet_shows_some_of_the_images_in_their_order(folder, made):
+    index = ImageIndex(made)
+    with Image.open(made / "contact_sheet.png") as sheet:
+        sheet = sheet.convert("RGB")
+    step = contact_sheet.CELL + contact_sheet.GAP
+    assert sheet.size == (10 * step + 4, 4 * step + 4)  # 40 images
+    for place in (0, 13, 39):
+        content = index.thumbnail(int(index.ids[place]))
+        with Image.open(io.BytesIO(content)) as small:
+            left, top = place % 10 * step + 4, place // 10 * step + 4
+            left, top = left + (72 - small.width) // 2, top + (72 - small.height) // 2
+            shown = sheet.crop((left, top, left + small.width, top + small.height))
+            # The sheet has 256 colours.
+            apart = np.abs(np.asarray(shown, int) - np.asarray(small.convert("RGB"), int))
+            other = np.abs(np.asarray(shown, int)[::-1] - np.asarray(small.convert("RGB"), int))
+            assert apart.mean() < other.mean() / 2
 
 
 def test_images_are_found_by_id_path_and_part_of_it(folder, made):
