@@ -1,28 +1,51 @@
-"""JSON and `.npz` files: written whole or not at all, read with errors that name them."""
+"""JSON and `.npz` files: written whole or not at all, read with errors that name them; locks."""
 
+import contextlib
+import fcntl
 import json
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all; ValueError if it holds NaN or infinity."""
+    """Write a JSON file whole or not at all.
+
+    Raises:
+        ValueError: it holds NaN or infinity.
+        OSError: it cannot be written; the message names it.
+    """
     text = json.dumps(value, indent=2, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with _replacing(path) as file:
+        file.write(text.encode())
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write an `.npz` file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    """Write an `.npz` file whole or not at all; OSError names it if it cannot be written."""
+    with _replacing(path) as file:
         np.savez(file, **arrays)
-    partial.replace(path)
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` once it is on disk whole."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            yield file
+            # A power cut after the rename would else leave an empty file.
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
 
 
 def read_npz(path: Path, required: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
@@ -46,3 +69,30 @@ def read_npz(path: Path, required: tuple[str, ...] = ()) -> dict[str, np.ndarray
             f"found {', '.join(sorted(arrays)) or 'nothing'}"
         )
     return arrays
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Hold a lock file; the system frees it when the process ends, however it does.
+
+    Args:
+        path: of the lock file, which stays.
+        what: is locked, for the message.
+        wait: until another process has freed it.
+
+    Raises:
+        ValueError: another process holds it; the message says which.
+    """
+    # Not "w": that would wipe out who holds it.
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{what}: another process is working in it ({file.read().strip() or path})"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield

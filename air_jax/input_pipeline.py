@@ -17,7 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from air_jax.sharding import by_columns, by_rows, of_steps, replicated
+from air_jax import cluster
+from air_jax.sharding import by_columns, by_rows, of_steps, put, put_share, replicated
 
 LOADERS = ("auto", "resident", "tfdata", "host")
 
@@ -122,14 +123,15 @@ _Stream = Callable[[Iterator[np.ndarray]], Iterator[jax.Array | Batches]]
 def _resident_stream(
     images: np.ndarray, mesh: Mesh, rows: NamedSharding, steps_per_call: int
 ) -> _Stream:
-    on_device = jax.device_put(images, replicated(mesh))
+    whole = replicated(mesh)
+    on_device = put(images, whole)
     if steps_per_call == 1:
         take = jax.jit(lambda images, batch: images[batch], out_shardings=rows)
-        return lambda positions: (take(on_device, batch) for batch in positions)
+        return lambda positions: (take(on_device, put(batch, whole)) for batch in positions)
 
     def stream(positions: Iterator[np.ndarray]) -> Iterator[Batches]:
         for steps in _stacks(positions, steps_per_call):
-            yield Batches(on_device, jax.device_put(steps, of_steps(rows)))
+            yield Batches(on_device, put(steps, of_steps(rows)))
 
     return stream
 
@@ -141,7 +143,12 @@ def _stacks(positions: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]
 
 
 def _host_stream(images: np.ndarray, rows: NamedSharding) -> _Stream:
-    return lambda positions: prefetch((images[batch] for batch in positions), rows)
+    return lambda positions: prefetch((images[_own(batch)] for batch in positions), rows)
+
+
+def _own(batch: np.ndarray) -> np.ndarray:
+    """This process's part of a batch's positions [..., B]: no other reads those images."""
+    return batch[..., cluster.share(batch.shape[-1])]
 
 
 def _tfdata_stream(images: np.ndarray, rows: NamedSharding) -> _Stream:
@@ -152,7 +159,8 @@ def _tfdata_stream(images: np.ndarray, rows: NamedSharding) -> _Stream:
         # Many steps at a time leave Python: one by one takes twice as long.
         batches = (
             tf.data.Dataset.from_generator(
-                lambda: _stacks(positions, 256), output_signature=tf.TensorSpec(None, tf.int32)
+                lambda: _stacks(map(_own, positions), 256),
+                output_signature=tf.TensorSpec(None, tf.int32),
             )
             .flat_map(tf.data.Dataset.from_tensor_slices)
             .map(lambda batch: tf.gather(source, batch), tf.data.AUTOTUNE)
@@ -179,10 +187,14 @@ def import_tensorflow() -> ModuleType:
 def prefetch(
     batches: Iterator[np.ndarray], sharding: NamedSharding, ahead: int = 2
 ) -> Iterator[jax.Array]:
-    """Put batches on the devices, `ahead` of the one in use: copies overlap with computation."""
+    """Put batches on the devices, `ahead` of the one in use: copies overlap with computation.
+
+    Of several processes each has the part for its own devices.
+    """
     queue: collections.deque[jax.Array] = collections.deque()
+    axis = sharding.spec.index("data")
     for batch in batches:
-        queue.append(jax.device_put(batch, sharding))
+        queue.append(put_share(batch, sharding, batch.shape[axis] * cluster.processes()))
         if len(queue) > ahead:
             yield queue.popleft()
     yield from queue

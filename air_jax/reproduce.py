@@ -10,7 +10,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from air_jax import choices, command, figure3, figure4, plan, sweep, sweep_report
+from air_jax import choices, cluster, command, figure3, figure4, plan, sweep, sweep_report
 from air_jax.claims_page import DETAILS
 from air_jax.progress import say
 
@@ -74,12 +74,14 @@ def _run(config: ml_collections.ConfigDict, path: Path) -> list[str]:
     if not anew or not _DRY_RUN.value:
         sweep.prepare(chosen, anew)
     if _DRY_RUN.value:
-        print(sweep.describe(chosen, figure.stages))
+        say(sweep.describe(chosen, figure.stages))
         return []
     path.mkdir(parents=True, exist_ok=True)
     command.keep_compilations()
     failed = sweep.run(chosen, figure.stages, config.sweep.seeds_together)
     baselines = sweep.baselines_ap(job, path)
+    if not cluster.is_first():
+        return failed
     written = sweep_report.write(figure, job, members, baselines, path)
     summary = (path / written[-1]).read_text().partition(DETAILS)[0].strip()
     say(f"\n{summary}\n")

@@ -3,6 +3,7 @@ all is finite."""
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -10,6 +11,8 @@ from typing import Any, TextIO
 import jax
 import numpy as np
 import optax
+
+from air_jax import cluster
 
 
 class NonFiniteError(FloatingPointError):
@@ -58,7 +61,7 @@ class TrainingLog:
         self._gradients_file = _reopen(gradients, resumed_at)
         self._gradients_at, self._parameters = gradients_at, parameters
         self._tensorboard = None
-        if tensorboard is not None:
+        if tensorboard is not None and cluster.is_first():
             from tensorboardX import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(tensorboard))
@@ -142,14 +145,19 @@ class TrainingLog:
 
 def _reopen(path: Path, resumed_at: int) -> TextIO:
     """Open to append, without the lines of steps that are done again."""
+    if not cluster.is_first():
+        return open(os.devnull, "a")
     kept = [line for line in read_metrics(path) if line["step"] <= resumed_at]
     path.write_text("".join(json.dumps(line) + "\n" for line in kept))
     return path.open("a")
 
 
 def _append(file: TextIO, line: dict[str, Any]) -> None:
-    file.write(json.dumps(line) + "\n")
-    file.flush()
+    try:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+    except OSError as error:
+        raise OSError(error.errno, f"cannot be written: {error.strerror}", file.name) from error
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
