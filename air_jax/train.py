@@ -267,6 +267,7 @@ def train_together(
                 {"image_shape": list(image_shape), "mean": mean.tolist(), "std": std.tolist()},
             )
     step, info = 0, {"seconds": 0.0, "compile_seconds": 0.0}
+    windows: list[list[list[float]]] = [[] for _ in directories]
 
     with contextlib.ExitStack() as stack:
         checkpoints = [
@@ -281,6 +282,7 @@ def train_together(
         if restored[0] is not None:
             states = [one.state for one in restored]
             step, info = restored[0].step, restored[0].info
+            windows = [one.info.pop("window", []) for one in restored]
             say(f"train: going on from the checkpoint of step {step:,} of {total_steps:,}")
 
         def results() -> list[TrainResult]:
@@ -310,6 +312,7 @@ def train_together(
                     TrainingLog(
                         directory / METRICS_FILE,
                         resumed_at=step,
+                        window=windows[place],
                         every_steps=config.log.every_steps,
                         batch=batch,
                         learning_rate=_rate_of_step(config.train, phases),
@@ -336,10 +339,10 @@ def train_together(
 
         def save() -> None:
             for log in logs:
-                log.settle()
+                log.finish() if step == total_steps else log.settle()
             _check_finite(step, state)
-            for own, saved in zip(_apart(state, together), checkpoints, strict=True):
-                saved.save(step, own, info)
+            for own, saved, log in zip(_apart(state, together), checkpoints, logs, strict=True):
+                saved.save(step, own, info | {"window": log.window})
 
         try:
             with stopping.deferred() as asked:
@@ -387,8 +390,6 @@ def train_together(
                             save()
                         if stop:
                             raise stop(f"stopped at step {step:,}")
-                for log in logs:
-                    log.finish()
         except NonFiniteError as error:
             good = checkpoints[0].latest_step()
             kept = f"the checkpoint of step {good:,} is good" if good else "no checkpoint was made"

@@ -20,12 +20,13 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from conftest import ROOT
 
 from air_jax import net_file, sharding
 from air_jax.image_index import ImageIndex
 
+ROOT = Path(__file__).parent.parent
 SECONDS_TO_END = 300  # a command that takes longer hangs
+TABLE_VARIABLE = "FAULTS_TABLE"  # the file that the table of faults tried is written to
 
 
 class Ended(NamedTuple):
@@ -147,9 +148,9 @@ def moments(count: int, longest: float, seed: int) -> list[float]:
 
 
 class Killed(NamedTuple):
-    """What kills led to: how many hit, and the folders of the runs that were then completed."""
+    """What kills led to: how many hit in each run, and the folders of these, all completed."""
 
-    times: int
+    times: list[int]
     folders: list[Path]
 
 
@@ -158,7 +159,8 @@ def kill_at(
     command_in: Callable[[Path], Command],
     parent: Path,
     moments: list[float],
-    sent: int,
+    signals: list[int],
+    start: Path | None = None,
 ) -> Killed:
     """Kill a command at moments of its life, the next one each time it is continued.
 
@@ -170,10 +172,20 @@ def kill_at(
         command_in: the command whose folder is this.
         parent: of the folders of the runs.
         moments: seconds from its start.
-        sent: the signal.
+        signals: sent at them.
+        start: a folder that runs begin with a copy of.
     """
-    killed, folders = 0, [parent / "0"]
-    for moment in moments:
+    times: list[int] = []
+    folders: list[Path] = []
+
+    def begin() -> None:
+        times.append(0)
+        folders.append(parent / str(len(folders)))
+        if start is not None:
+            shutil.copytree(start, folders[-1])
+
+    begin()
+    for moment, sent in zip(moments, signals, strict=True):
         for _ in range(2):
             running = launcher.start(command_in(folders[-1]))
             if not running.wait(moment):
@@ -181,13 +193,53 @@ def kill_at(
             ended = running.end()
             if ended.status in STOPPED[sent]:
                 assert "Traceback" not in ended.errors, ended.errors
-                killed += 1
+                times[-1] += 1
                 break
-            # It was faster than its moment; from nothing it takes its whole life.
+            # It was faster than its moment; from its beginning it takes its whole life.
             assert ended.status == 0, ended.errors
-            folders.append(parent / str(len(folders)))
+            begin()
     launcher.complete(command_in(folders[-1]))
-    return Killed(killed, folders)
+    return Killed(times, folders)
+
+
+# -- What was tried -------------------------------------------------------------------------------
+
+
+class Tried(NamedTuple):
+    """How often a fault was tried on something, and what the same command then led to."""
+
+    times: int = 0
+    same: int = 0
+    refused: int = 0
+
+    @property
+    def lost(self) -> int:
+        return self.times - self.same - self.refused
+
+    def __add__(self, other: "Tried") -> "Tried":
+        return Tried(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Table:
+    """Counts the faults that the tests try, by fault and by what it was done to."""
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, str], Tried] = {}
+
+    def add(self, fault: str, to: str, tried: Tried) -> None:
+        self._rows[fault, to] = self._rows.get((fault, to), Tried()) + tried
+
+    def markdown(self) -> str:
+        lines = [
+            "| fault | of | tried | same result | refused by name | lost |",
+            "|---|---|---|---|---|---|",
+        ]
+        rows = [*self._rows.items(), (("all", ""), sum(self._rows.values(), Tried()))]
+        lines += [
+            f"| {fault} | {to} | {tried.times} | {tried.same} | {tried.refused} | {tried.lost} |"
+            for (fault, to), tried in rows
+        ]
+        return "\n".join(lines) + "\n"
 
 
 # -- What is compared -----------------------------------------------------------------------------
@@ -282,6 +334,7 @@ KINDS = (
     Kind("checkpoint: step and seconds", "*checkpoints/*/info/metadata", None),
     Kind("checkpoint: what it is of", "*checkpoints/*/_CHECKPOINT_METADATA", None),
     Kind("checkpoint: mark that it is whole", "*checkpoints/*commit_success.txt", None),
+    Kind("checkpoint: checksums", "*checkpoints/*/checksums.json", None),
     Kind("config.json", "*config.json", _json),
     Kind("model.json", "*model.json", _json),
     Kind("record of a stage", "*stages/*.json", _record),
@@ -305,6 +358,7 @@ KINDS = (
     Kind("net of an index", "net.npz", _net),
     Kind("index.json", "index.json", _json),
     Kind("lock", "*lock", None),
+    Kind("file that was being written", "*.partial", None),
     Kind("sessions of an index", "sessions.sqlite", _sessions),
     Kind("sessions of an index: their journal", "sessions.sqlite-*", None),
     Kind("parts of a comparison", "parts.json", _json),
