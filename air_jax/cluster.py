@@ -6,6 +6,7 @@ functions below do nothing that takes time.
 """
 
 import ctypes
+import faulthandler
 import itertools
 import json
 import os
@@ -149,6 +150,7 @@ def _supervise() -> None:
         os.setpgid(0, 0)
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
+        faulthandler.disable()  # its pages of frames would bury why JAX aborts
         return
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda signum, frame: os.kill(child, signum))

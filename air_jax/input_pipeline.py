@@ -192,9 +192,8 @@ def prefetch(
     Of several processes each has the part for its own devices.
     """
     queue: collections.deque[jax.Array] = collections.deque()
-    axis = sharding.spec.index("data")
     for batch in batches:
-        queue.append(put_share(batch, sharding, batch.shape[axis] * cluster.processes()))
+        queue.append(put_share(batch, sharding))
         if len(queue) > ahead:
             yield queue.popleft()
     yield from queue

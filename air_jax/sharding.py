@@ -1,6 +1,6 @@
 """The mesh, and the shardings that everything uses: whole on every device, or split over them.
 
-A mesh may span several processes: `put` and `fetch` are the ways in and out for either case.
+A mesh may span several processes: `put` and `put_share` are the ways in, for either case.
 """
 
 from typing import Any
@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from air_jax import cluster
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -47,18 +49,17 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(put_leaf, tree)
 
 
-def put_share(rows: np.ndarray, sharding: NamedSharding, count: int) -> jax.Array:
-    """An array of which each process has the part for its own devices.
+def put_share(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array of which each process has the part for its own devices, equal in size.
 
     Args:
         rows: this process's part along the axis that is split.
         sharding: splits one axis.
-        count: the length of that axis in the whole array.
     """
     if sharding.is_fully_addressable:
         return jax.device_put(rows, sharding)
     axis = sharding.spec.index("data")
-    shape = (*rows.shape[:axis], count, *rows.shape[axis + 1 :])
+    shape = (*rows.shape[:axis], rows.shape[axis] * cluster.processes(), *rows.shape[axis + 1 :])
     return jax.make_array_from_process_local_data(sharding, rows, shape)
 
 

@@ -334,7 +334,7 @@ def train_together(
         estimate_at = step + STEPS_BEFORE_ESTIMATE
         first_directory = next(iter(directories.values()))
         profile = stack.enter_context(
-            Profile(first_directory / PROFILE if config.profile else None)
+            Profile(first_directory / PROFILE if config.profile and cluster.is_first() else None)
         )
 
         def save() -> None:
