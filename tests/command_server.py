@@ -2,15 +2,16 @@
 
 Starting Python with JAX takes seconds, nearly all of them imports; a fork of this takes none. It is
 started by `faults.Launcher`, reads a request in JSON from each line of its input, {"module",
-"arguments", "environment", "output", "errors"}, and answers with two lines: the process's number
-when it has begun, its exit status when it has ended. No fork shares anything that JAX starts: that
-happens with the first computation.
+"arguments", "output", "errors", "largest_file": bytes or null, "user": number or null}, and answers
+with two lines: the process's number when it has begun, its exit status when it has ended. No fork
+shares anything that JAX starts: that happens with the first computation.
 """
 
 import importlib
 import json
 import os
 import pathlib
+import resource
 import runpy
 import sys
 
@@ -30,12 +31,16 @@ def next_command() -> str:
         asked = json.loads(line)
         child = os.fork()
         if not child:
-            os.environ.update(asked["environment"])
             sys.argv = [asked["module"], *asked["arguments"]]
             writable = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.dup2(os.open(asked["output"], writable, 0o644), 1)
             os.dup2(os.open(asked["errors"], writable, 0o644), 2)
+            if asked["largest_file"] is not None:
+                limit = asked["largest_file"]
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            if asked["user"] is not None:
+                os.setuid(asked["user"])
             return asked["module"]
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

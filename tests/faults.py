@@ -99,25 +99,34 @@ class Launcher:
         """Output and errors of the last command."""
         return tuple((self._said / name).read_text(errors="replace") for name in ("out", "err"))
 
-    def start(self, command: Command, **environment: str) -> Running:
-        """Begin a command; the one before has to have ended."""
+    def start(
+        self, command: Command, largest_file: int | None = None, user: int | None = None
+    ) -> Running:
+        """Begin a command; the one before has to have ended.
+
+        Args:
+            command: which.
+            largest_file: bytes that it can write to a file: more fail, as on a full disk.
+            user: that it runs as; only root can say.
+        """
         asked = {
             "module": command.module,
             "arguments": command.arguments,
-            "environment": environment,
             "output": str(self._said / "out"),
             "errors": str(self._said / "err"),
+            "largest_file": largest_file,
+            "user": user,
         }
         self._server.stdin.write(json.dumps(asked).encode() + b"\n")
         self._server.stdin.flush()
         return Running(self, int(self.answer()))
 
-    def run(self, command: Command, **environment: str) -> Ended:
-        return self.start(command, **environment).end()
+    def run(self, command: Command, **limits: int | None) -> Ended:
+        return self.start(command, **limits).end()
 
-    def complete(self, command: Command, **environment: str) -> Ended:
+    def complete(self, command: Command) -> Ended:
         """Run a command that has to succeed."""
-        ended = self.run(command, **environment)
+        ended = self.run(command)
         assert ended.status == 0, ended.errors
         return ended
 
@@ -200,6 +209,45 @@ def kill_at(
             begin()
     launcher.complete(command_in(folders[-1]))
     return Killed(times, folders)
+
+
+# -- Damage ---------------------------------------------------------------------------------------
+
+DAMAGES = ("emptied", "cut to half", "one byte changed", "deleted", "a folder instead")
+
+
+def damage(path: Path, how: str, draw: random.Random) -> None:
+    """Damage a file in one of the ways of `DAMAGES`."""
+    content = path.read_bytes()
+    if how == "emptied":
+        path.write_bytes(b"")
+    elif how == "cut to half":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "one byte changed":
+        place = draw.randrange(max(1, len(content)))
+        changed = bytes([(content[place] if content else 0) ^ draw.randrange(1, 256)])
+        path.write_bytes(content[:place] + changed + content[place + 1 :])
+    else:
+        path.unlink()
+        if how == "a folder instead":
+            path.mkdir()
+
+
+def refused_by_name(ended: Ended, name: str) -> bool:
+    """Whether a command ended with one error that names a file, or the checkpoint that it is of."""
+    parts = name.split("/")
+    if "checkpoints" in parts:
+        at = parts.index("checkpoints")
+        parts = parts[at : at + 2]
+    error = one_error(ended)
+    return error is not None and parts[-1] in error
+
+
+def one_error(ended: Ended) -> str | None:
+    """The error that a command ended with, if it was one, in a line, with the status for it."""
+    said = [line for line in ended.errors.splitlines() if line.startswith("error: ")]
+    good = ended.status == 2 and len(said) == 1 and "Traceback" not in ended.errors
+    return said[0] if good else None
 
 
 # -- What was tried -------------------------------------------------------------------------------
@@ -335,6 +383,7 @@ KINDS = (
     Kind("checkpoint: what it is of", "*checkpoints/*/_CHECKPOINT_METADATA", None),
     Kind("checkpoint: mark that it is whole", "*checkpoints/*commit_success.txt", None),
     Kind("checkpoint: checksums", "*checkpoints/*/checksums.json", None),
+    Kind("checksums of an index", "checksums.json", None),
     Kind("config.json", "*config.json", _json),
     Kind("model.json", "*model.json", _json),
     Kind("record of a stage", "*stages/*.json", _record),

@@ -24,10 +24,10 @@ from air_jax.configs import figure3
 def get_config():
     config = figure3.get_config()
     config.update_from_flattened_dict({ {**RUN, "train.dtype": "float32", "train.epochs": 3} })
-    nets = {{
+    config.sweep.nets = {{
         f"depth4/{{skip}}": {{"model": {{"skip": skip}}}} for skip in ("none", "asymmetric")
     }}
-    config.sweep.update(nets=nets, seeds=(0, 1), depths=(4,))
+    config.sweep.update(seeds=(0, 1), depths=(4,))
     return config
 """
 
