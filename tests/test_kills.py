@@ -80,14 +80,14 @@ def test_a_run_killed_many_times_ends_as_if_undisturbed(
     launcher, job, times, request, tmp_path, faults_tried
 ):
     found = kill(launcher, request.getfixturevalue(job), tmp_path, times, faults_tried)
-    assert sum(tried.times for tried in found.values()) >= 12
+    assert sum(tried.times for tried in found.values()) >= 8
 
 
 @pytest.mark.long
 def test_a_sweep_killed_many_times_ends_as_if_undisturbed(launcher, data, tmp_path, faults_tried):
-    times = {signal.SIGKILL: 10, signal.SIGTERM: 3, signal.SIGINT: 2}
+    times = {signal.SIGKILL: 8, signal.SIGTERM: 2, signal.SIGINT: 2}
     found = kill(launcher, jobs.sweep(data), tmp_path, times, faults_tried)
-    assert sum(tried.times for tried in found.values()) >= 10
+    assert sum(tried.times for tried in found.values()) >= 6
 
 
 def test_indexing_killed_at_any_moment_ends_as_if_undisturbed(
@@ -104,7 +104,7 @@ def test_indexing_killed_many_times_ends_as_if_undisturbed(
     job = jobs.index(data, trained, pictures=2000)
     times = {signal.SIGKILL: 12, signal.SIGTERM: 3, signal.SIGINT: 3}
     found = kill(launcher, job, tmp_path, times, faults_tried)
-    assert sum(tried.times for tried in found.values()) >= 12
+    assert sum(tried.times for tried in found.values()) >= 9
 
 
 @pytest.mark.long
