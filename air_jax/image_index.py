@@ -3,6 +3,7 @@
     catalogue.sqlite      the truth: images, codes, thumbnails, what is published; see `catalogue`
     codes-<generation>/   the codes in order of position: a `code_store`
     net.npz               the net that made the codes; not there for vectors
+    checksums.json        of these three, while no indexer is at work; see `catalogue`
     index.json            what was found, for people and programs
     contact_sheet.png     some of its images, for people
     sessions.sqlite       what people did with it; see `session_store`
@@ -81,6 +82,7 @@ class ImageIndex:
         self.path = path
         if not (path / catalogue.FILE).is_file():
             raise FileNotFoundError(f"{path} holds no {catalogue.FILE}: it is no index")
+        catalogue.check(path)
         self._local = threading.local()
         try:
             with self._database() as database:

@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,6 +184,8 @@ def _opened(out: Path) -> Iterator[Catalogue]:
         catalogue = Catalogue(out)
         try:
             yield catalogue
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{catalogue.path} is damaged: {error}") from error
         finally:
             catalogue.close()
 

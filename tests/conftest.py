@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -16,6 +17,7 @@ import ml_collections
 import numpy as np
 import pytest
 from air_jax.configs import default
+from faults import TABLE_VARIABLE, Launcher, Table
 from jax.sharding import Mesh
 from PIL import Image
 
@@ -112,6 +114,23 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command += [f"--config.{key}={value}" for key, value in small.items()]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Iterator[Launcher]:
+    """Starts commands without the seconds of their imports."""
+    found = Launcher()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def faults_tried() -> Iterator[Table]:
+    """Counts faults; the table goes to the file that `FAULTS_TABLE` names, if it does."""
+    table = Table()
+    yield table
+    if path := os.environ.get(TABLE_VARIABLE):
+        Path(path).write_text(table.markdown())
 
 
 def write_pictures(folder: Path, count: int, seed: int = 0) -> dict[str, np.ndarray]:
