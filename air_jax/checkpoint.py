@@ -1,7 +1,5 @@
 """Training states on disk. The only file that knows Orbax."""
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -9,10 +7,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from air_jax import cluster
-from air_jax.files import write_json
+from air_jax.files import damage, write_checksums
 from air_jax.progress import say
 
-CHECKSUMS_FILE = "checksums.json"
 DAMAGED = "damaged"
 
 
@@ -67,7 +64,7 @@ class Checkpoints:
                 ),
             )
             if cluster.is_first():
-                write_json(folder / CHECKSUMS_FILE, _checksums(folder))
+                write_checksums(folder, (path for path in folder.rglob("*") if path.is_file()))
         except Exception as error:  # Orbax, TensorStore and the file system raise their own
             raise OSError(f"checkpoint {folder} cannot be written ({_in_short(error)})") from error
 
@@ -83,8 +80,9 @@ class Checkpoints:
             ValueError: the folder is damaged or holds another net; the message names it.
         """
         folder = self.directory / str(step)
-        if damage := cluster.from_first(lambda: _damage(folder)):
-            raise ValueError(f"checkpoint {folder} is damaged: {damage}")
+        # One without checksums is taken as it is: Orbax made it whole before they were written.
+        if found := cluster.from_first(lambda: damage(folder)):
+            raise ValueError(f"checkpoint {folder} is damaged: {found}")
 
         def abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
@@ -136,38 +134,6 @@ class Checkpoints:
             (self.directory / str(step)).rename(aside / f"{step}-{number}")
         cluster.barrier()
         self._manager.reload()
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in a folder of a state, by its path in it."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS_FILE]
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(files)
-    }
-
-
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a folder of a state, in words; None if nothing.
-
-    One without checksums is taken as it is: Orbax made it whole before they were written.
-    """
-    path = folder / CHECKSUMS_FILE
-    try:
-        wanted = json.loads(path.read_text())
-        found = _checksums(folder)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        return f"{CHECKSUMS_FILE} cannot be read ({_in_short(error)})"
-    if not isinstance(wanted, dict):
-        return f"{CHECKSUMS_FILE} holds no checksums"
-    for name, checksum in wanted.items():
-        if name not in found:
-            return f"{name} is missing"
-        if found[name] != checksum:
-            return f"{name} is not as it was written"
-    return None
 
 
 def _in_short(error: Exception) -> str:

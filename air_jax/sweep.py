@@ -19,11 +19,11 @@ import numpy as np
 from air_jax import cluster, dry_run, models, pipeline, plan, train
 from air_jax.baselines import WITHOUT_NET
 from air_jax.checkpoint import newest_step
-from air_jax.files import read_npz, write_json, write_npz
+from air_jax.files import hash_of, read_npz, write_json, write_npz
 from air_jax.plan import Job
 from air_jax.progress import duration, say
 from air_jax.training_log import NonFiniteError
-from air_jax.workdir import CHECKPOINTS, WorkDir, hash_of, stage_keys
+from air_jax.workdir import CHECKPOINTS, WorkDir, stage_keys
 
 MEMBERS_FOLDER = "members"
 ERROR_FILE = "error.json"

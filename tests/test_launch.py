@@ -3,6 +3,7 @@
 Programs that stand for Python, Slurm, kubectl and gcloud show what they are given.
 """
 
+import json
 import os
 import shlex
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -210,6 +212,49 @@ def test_the_environment_is_where_it_is_asked_for_and_one_of_others_is_not_remov
     assert done.returncode == 2
     assert "error: VENV=my env has another Python" in done.stderr
     assert (copy / "my env/bin/python").exists()
+
+
+def test_the_demo_trains_draws_indexes_and_serves_in_this_order(launch, copy):
+    shutil.copy(copy / ".venv/.installed-base", copy / ".venv/.installed-app")
+    # Each call of Python leaves a line of its arguments.
+    program(copy / ".venv/bin/python", '#!/bin/sh\n[ "$1" = -c ] || echo "$@" >> calls\n')
+    assert launch("demo", "--port=1", root=copy).returncode == 0
+    index = "--images=runs/demo/images --model=runs/quickstart --out=runs/demo/index"
+    assert (copy / "calls").read_text().splitlines() == [
+        "-m air_jax.main --config=configs/quickstart.py --stages=train",
+        "-m air_jax.demo_images runs/demo/images",
+        f"-m air_jax.index {index}",
+        "-m air_jax.serve --index=runs/demo/index --open --port=1",
+    ]
+
+
+@pytest.mark.long
+def test_the_demo_serves_digits_and_shapes(launch, copy, trained_run, tmp_path):
+    pytest.importorskip("fastapi", reason="the page's server needs fastapi (extra app)")
+    shutil.copy(copy / ".venv/.installed-base", copy / ".venv/.installed-app")
+    shutil.copytree(trained_run, copy / "runs/quickstart")
+    # All but the training, by the interpreter of the tests; a browser that writes what it is given.
+    call = f'[ "$2" = air_jax.main ] || exec {shlex.quote(sys.executable)} "$@"'
+    program(copy / ".venv/bin/python", f"#!/bin/sh\n{call}\n")
+    program(tmp_path / "browser", f'#!/bin/sh\necho "$1" > {shlex.quote(str(tmp_path))}/opened\n')
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "BROWSER": f"{tmp_path}/browser %s"}
+    command = ["bash", str(copy / "launch/demo.sh"), "--port=0"]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as demo:
+        said = []
+        for line in demo.stdout:
+            said.append(line)
+            if line.startswith("open "):
+                break
+        address = said[-1].split()[1]
+        with urllib.request.urlopen(f"{address}api/index", timeout=60) as answer:
+            assert json.load(answer)["size"] == 1797 + 400
+        with urllib.request.urlopen(f"{address}api/images/find?text=circle", timeout=60) as answer:
+            assert json.load(answer)["images"][0]["label"].startswith("shapes/circle/")
+        demo.terminate()
+    end = time.monotonic() + 60
+    while not (tmp_path / "opened").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert (tmp_path / "opened").read_text().strip() == address
 
 
 def test_devices_are_as_many_as_asked_for(launch):

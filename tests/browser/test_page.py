@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -453,6 +454,32 @@ def test_nothing_marked_is_lost_when_the_server_is_killed(
     assert marks_at(server, page) == expected
     page.reload()
     expect(tile(page, 3)).to_have_attribute("data-mark", "relevant")
+
+
+def test_an_index_made_anew_is_shown_without_a_new_start(
+    open_page: Callable[..., "sync_api.Page"], trained_run: Path, tmp_path: Path
+) -> None:
+    from air_jax import indexing
+
+    folder, out = tmp_path / "pictures", tmp_path / "index"
+    write_pictures(folder, 12)
+    indexing.index_images(folder, trained_run, out, indexing.Options())
+    server = Server(out)
+    page = open_page(server.address)
+    expect(page.locator("#browse-title")).to_have_text("All 12 images")
+    start_random(page)
+    page.keyboard.press("r")
+    saved(page)
+    shutil.copy(folder / "0/000.png", folder / "new.png")
+    indexing.index_images(folder, trained_run, out, indexing.Options())
+    while server.get("index")["size"] == 12:
+        time.sleep(0.1)
+    page.keyboard.press("Enter")
+    wait_for_round(page, 1)
+    page.locator(".home").click()
+    expect(page.locator("#browse-title")).to_have_text("All 13 images")
+    expect(page.locator('#browse .tile[data-index="12"] img')).to_have_attribute("alt", "new.png")
+    server.kill()
 
 
 @pytest.fixture(scope="module")
