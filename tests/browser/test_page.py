@@ -249,6 +249,28 @@ def test_a_round_that_could_not_learn_says_why(page: "sync_api.Page", server: Se
     expect(page.locator("#explain")).to_contain_text("Only relevant images were marked")
 
 
+def test_judged_and_uncertain_images_are_shown_if_wanted(
+    page: "sync_api.Page", server: Server
+) -> None:
+    start_random(page)
+    judged = {image_of(page, number) for number in range(2)}
+    page.keyboard.press("r")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("x")
+    page.locator("#show").select_option("uncertain")
+    page.locator("#count").select_option("120")  # more than there are
+    for hide in (True, False):
+        page.locator("#hide-judged").set_checked(hide)
+        page.locator("#next").click()
+        wait_for_round(page, 1 if hide else 2)
+        made = server.get(f"sessions/{token_of(page)}")["round"]
+        assert (made["show"], made["hide_judged"]) == ("uncertain", hide)
+        shown = {one["image"] for one in made["results"]}
+        assert shown & judged == (set() if hide else judged)
+        page.keyboard.press("End")
+        expect(tile(page, len(shown) - 1)).to_be_visible()
+
+
 def test_keys_do_nothing_while_one_types(page: "sync_api.Page", server: Server) -> None:
     start_random(page)
     address = page.url
