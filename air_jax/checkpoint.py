@@ -1,5 +1,8 @@
 """Training states on disk. The only file that knows Orbax."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -57,12 +60,13 @@ class Checkpoints:
         """
         folder = self.directory / str(step)
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(info)
-                ),
-            )
+            with _without_tracebacks():
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(info)
+                    ),
+                )
             if cluster.is_first():
                 write_checksums(folder, (path for path in folder.rglob("*") if path.is_file()))
         except Exception as error:  # Orbax, TensorStore and the file system raise their own
@@ -134,6 +138,18 @@ class Checkpoints:
             (self.directory / str(step)).rename(aside / f"{step}-{number}")
         cluster.barrier()
         self._manager.reload()
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keep Orbax from logging the errors that it then raises, each from several threads."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _in_short(error: Exception) -> str:

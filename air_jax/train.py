@@ -118,9 +118,9 @@ def validate(config: ml_collections.ConfigDict, training_images: int, devices: i
         )
     if train.batch > training_images:
         raise ValueError(
-            f"train.batch={train.batch} is larger than the training set of {training_images} images "
-            "(data.queries_per_class, data.keep_database_per_class and data.train_images say of "
-            "how many)"
+            f"train.batch={train.batch} is larger than the training set of {training_images} "
+            "images (data.queries_per_class, data.keep_database_per_class and data.train_images "
+            "say of how many)"
         )
     if count_steps(train, training_images) > MOST_STEPS:
         raise ValueError(

@@ -2,9 +2,9 @@
 
 Starting Python with JAX takes seconds, nearly all of them imports; a fork of this takes none. It is
 started by `faults.Launcher`, reads a request in JSON from each line of its input, {"module",
-"arguments", "output", "errors", "largest_file": bytes or null, "user": number or null}, and answers
-with two lines: the process's number when it has begun, its exit status when it has ended. No fork
-shares anything that JAX starts: that happens with the first computation.
+"arguments", "output", "errors", "largest_file": bytes or null}, and answers with two lines: the
+process's number when it has begun, its exit status when it has ended. No fork shares anything that
+JAX starts: that happens with the first computation.
 """
 
 import importlib
@@ -39,8 +39,6 @@ def next_command() -> str:
             if asked["largest_file"] is not None:
                 limit = asked["largest_file"]
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-            if asked["user"] is not None:
-                os.setuid(asked["user"])
             return asked["module"]
         print(child, flush=True)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

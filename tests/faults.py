@@ -100,15 +100,12 @@ class Launcher:
         """Output and errors of the last command."""
         return tuple((self._said / name).read_text(errors="replace") for name in ("out", "err"))
 
-    def start(
-        self, command: Command, largest_file: int | None = None, user: int | None = None
-    ) -> Running:
+    def start(self, command: Command, largest_file: int | None = None) -> Running:
         """Begin a command; the one before has to have ended.
 
         Args:
             command: which.
             largest_file: bytes that it can write to a file: more fail, as on a full disk.
-            user: that it runs as; only root can say.
         """
         asked = {
             "module": command.module,
@@ -116,14 +113,13 @@ class Launcher:
             "output": str(self._said / "out"),
             "errors": str(self._said / "err"),
             "largest_file": largest_file,
-            "user": user,
         }
         self._server.stdin.write(json.dumps(asked).encode() + b"\n")
         self._server.stdin.flush()
         return Running(self, int(self.answer()))
 
-    def run(self, command: Command, **limits: int | None) -> Ended:
-        return self.start(command, **limits).end()
+    def run(self, command: Command, largest_file: int | None = None) -> Ended:
+        return self.start(command, largest_file).end()
 
     def complete(self, command: Command) -> Ended:
         """Run a command that has to succeed."""

@@ -1,10 +1,9 @@
 """Full disks and read-only folders: an error that names the place, and nothing is lost."""
 
+import contextlib
 import os
 import random
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,17 +11,12 @@ import jobs
 import pytest
 from faults import Launcher, Table, Tried, contents, differences, one_error
 
-NOBODY = 65534
 STAGES = "train,encode,retrieve,feedback,report"
 
 
 @pytest.fixture(scope="module")
-def data() -> Iterator[Path]:
-    """A folder that any user can read."""
-    folder = Path(tempfile.mkdtemp(prefix="air_jax-disks-"))
-    folder.chmod(0o755)
-    yield folder
-    shutil.rmtree(folder)
+def data(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("data")
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +73,27 @@ def test_disks_full_at_any_size_are_named_and_the_same_command_continues(
     assert fill(launcher, index, data / "whole index", tmp_path / "i", limits, faults_tried) >= 5
 
 
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    """A file system in memory; skips where mounting is not allowed."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system is not allowed here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
 def test_a_full_file_system_is_named_and_the_same_command_continues(
     launcher, run, data, tmp_path, faults_tried
 ):
     disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=100k", "tmpfs", str(disk)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("mounting a small file system is not allowed here")
-    try:
-        error = one_error(launcher.run(run.command_in(disk / "run")))
-        assert error is not None
+    with mounted(disk, "size=100k"):
+        ended = launcher.run(run.command_in(disk / "run"))
+        error = one_error(ended)
+        assert error is not None, ended
         assert "No space left" in error
         assert str(disk) in error
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
@@ -97,17 +101,17 @@ def test_a_full_file_system_is_named_and_the_same_command_continues(
         wrong = differences(contents(disk / "run"), contents(data / "whole"))
         faults_tried.add("file system full", run.name, Tried(1, int(not wrong)))
         assert not wrong
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("job", ["run", "index"])
-def test_a_folder_that_may_not_be_written_to_is_named(launcher, job, request, data, faults_tried):
+def test_a_folder_that_may_not_be_written_to_is_named(
+    launcher, job, request, tmp_path, faults_tried
+):
     job = request.getfixturevalue(job)
-    folder = data / "read only"
-    folder.mkdir(mode=0o555, exist_ok=True)
-    user = NOBODY if os.geteuid() == 0 else None
-    ended = launcher.run(job.command_in(folder / job.name), user=user)
+    folder = tmp_path / "read only"
+    with mounted(folder, "ro") if os.geteuid() == 0 else contextlib.nullcontext():
+        folder.mkdir(mode=0o555, exist_ok=True)
+        ended = launcher.run(job.command_in(folder / job.name))
     error = one_error(ended)
     faults_tried.add("read-only folder", job.name, Tried(1, 0, int(error is not None)))
     assert error is not None, ended.errors
