@@ -46,6 +46,9 @@ def _start(main: Callable[[list[str]], int], argv: list[str]) -> int:
         cluster.start(cluster.find_place(told.coordinator, told.processes, told.process))
     except ValueError as error:
         fail(str(error))
+    except ConnectionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return STOPPED
     return main(argv)
 
 

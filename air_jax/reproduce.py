@@ -45,7 +45,12 @@ flags.DEFINE_alias("dry-run", "dry_run")
 
 # One seed of each net, a few steps on few small images: no claim can be decided.
 _SMOKE_SIZE = {
-    "data": {"size": 16, "keep_database_per_class": 10, "keep_queries_per_class": 2},
+    "data": {
+        "size": 16,
+        "keep_database_per_class": 10,
+        "keep_queries_per_class": 2,
+        "train_images": 0,
+    },
     "model": {"width": 8, "pools": 2},
     "train": {"epochs": 2, "dtype": "float32", "warmup_steps": 2},
     "feedback": {"queries": 100},

@@ -435,7 +435,7 @@ def test_a_killed_process_is_the_first_that_fails(launch, copy):
 
 @pytest.mark.parametrize(("name", "code"), [("TERM", 75), ("INT", 130)])
 def test_signals_are_passed_on_to_all_processes(bin_dir, copy, name, code):
-    # Twice would be once more: a run that is told twice stops without saving.
+    # Ctrl-C twice stops a run without saving.
     pretend(
         copy,
         f"""trap 'echo x >>"{copy}/told-$index"; sleep .5; exit {code}' {name}
