@@ -1,40 +1,90 @@
-"""What the commands share: flags, errors in one line, and compilations that are kept on disk."""
+"""What the commands share: flags, errors in one line, and compilations that are kept on disk.
+
+Exit statuses: 0 done; `FAILED` wrong input, or what only a person can mend; `STOPPED` ended by
+SIGTERM or with another process of the run, the same command continues; `INTERRUPTED` by Ctrl-C.
+"""
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
 
+import air_jax.configs
+from air_jax import cluster, stopping
 from air_jax.datasets import cache_directory
 from air_jax.progress import say
 from air_jax.training_log import NonFiniteError
 
 FAILED = 2
+STOPPED = cluster.LOST
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 SHORTEST_KEPT_COMPILATION = 0.5  # seconds
 
 
 def run(main: Callable[[list[str]], int]) -> None:
-    """Parse the flags, among them `--config`, and exit with what `main` returns."""
+    """Parse the flags, among them `--config`, and exit with what `main` returns.
+
+    By `--coordinator`, `--processes` and `--process`, or by what a scheduler says, this is one of
+    several processes of a run; see `cluster`.
+    """
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process of a run of several.")
+    flags.DEFINE_integer(
+        "processes", None, "Of the run. Default: as Slurm, Open MPI or a TPU slice say, else 1.", 1
+    )
+    flags.DEFINE_integer("process", None, "Number of this one, from 0.", 0)
     logging.set_verbosity(logging.WARNING)
-    app.run(main, flags_parser=_parse_flags)
+    app.run(partial(_start, main), flags_parser=_parse_flags)
+
+
+def _start(main: Callable[[list[str]], int], argv: list[str]) -> int:
+    told = flags.FLAGS
+    try:
+        cluster.start(cluster.find_place(told.coordinator, told.processes, told.process))
+    except ValueError as error:
+        fail(str(error))
+    except ConnectionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return STOPPED
+    return main(argv)
 
 
 def guard(work: Callable[[], None], path: Path) -> int:
-    """Do the work of a command in folder `path`; returns its exit status, errors said."""
+    """Do the work of a command in folder `path`; returns its exit status, errors said.
+
+    SIGTERM ends it, but where `stopping.deferred` lets it save first.
+    """
+    stopping.raise_on_sigterm()
     try:
         work()
+        return 0
+    except stopping.Terminated:
+        say(f"\nterminated; the same command continues in {path}")
+        status = STOPPED
     except KeyboardInterrupt:
         say(f"\ninterrupted; the same command continues in {path}")
-        return INTERRUPTED
+        status = INTERRUPTED
     except (ValueError, OSError, NonFiniteError) as error:
         if logging.level_debug():  # --verbosity=1
             raise
-        fail(str(error))
-    return 0
+        print(f"error: {error}", file=sys.stderr)
+        status = FAILED
+    except jax.errors.JaxRuntimeError as error:
+        if cluster.processes() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        # This is how the devices of one process notice that another one is gone.
+        short = str(error).partition("\n")[0]
+        print(
+            f"error: process {cluster.process()} of {cluster.processes()}: another process of the "
+            f"run was lost ({short}); the same command continues in {path}",
+            file=sys.stderr,
+        )
+        status = STOPPED
+    cluster.leave(status)
+    return status
 
 
 def keep_compilations() -> None:
@@ -55,10 +105,8 @@ def fail(message: str) -> NoReturn:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """A config file or key that does not exist is an error in one line."""
-    files = [arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))]
-    for file in files:
-        if not Path(file.partition(":")[0]).is_file():
-            fail(f"--config={file}: there is no such file")
+    argv = _name_config_files(argv)
+    files = [arg.partition("=")[2] for arg in argv if arg.startswith("--config=")]
     try:
         others = app.parse_flags_with_usage(argv)[1:]
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -72,5 +120,38 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if others:
         fail(f"unexpected argument {others[0]!r}; flags begin with --")
     if flags.FLAGS.config is None:
-        fail("--config=FILE is missing; --config=configs/quickstart.py needs no data")
+        fail("--config=FILE is missing; --config=quickstart needs no data")
     return argv[:1]
+
+
+def _name_config_files(argv: list[str]) -> list[str]:
+    """The arguments with `--config=FILE` for each config, also where a packaged one is named."""
+    named = []
+    arguments = iter(argv)
+    for argument in arguments:
+        flag, equals, file = argument.partition("=")
+        if flag in ("--config", "-config"):
+            argument = f"--config={find_config(file if equals else next(arguments, ''))}"
+        named.append(argument)
+    return named
+
+
+def find_config(file: str) -> str:
+    """A config file's path: the file of that name, or else the packaged config; exits if neither.
+
+    Args:
+        file: path, or name of a packaged config, with or without `.py`; `:TEXT` for the config may
+            follow.
+    """
+    path, colon, text = file.partition(":")
+    if Path(path).is_file():
+        return file
+    packaged = {
+        config.stem: config
+        for folder in air_jax.configs.__path__
+        for config in sorted(Path(folder).glob("[!_]*.py"))
+    }
+    if path.removesuffix(".py") not in packaged:
+        fail(f"--config={file}: there is no such file, nor a config of air_jax's own, which are "
+             f"{', '.join(packaged)}")  # fmt: skip
+    return f"{packaged[path.removesuffix('.py')]}{colon}{text}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from air_jax.files import read_npz, write_npz
+from air_jax.files import locked, read_npz, write_npz
 from air_jax.input_pipeline import import_tensorflow
 from air_jax.progress import say
 
@@ -252,12 +252,13 @@ def _cifar100(directory: str) -> Dataset:
             "`cifar100`), or leave data.dir out to have it downloaded."
         )
     cache = cache_directory() / f"cifar100-{_CIFAR100_VERSION}.npz"
-    if cache.exists():
-        arrays = read_npz(cache, tuple(_CIFAR100_SHAPES))
-    else:
-        arrays = _decode_cifar100(directory, cache)
-        write_npz(cache, **arrays)
-        say(f"cifar100: decoded into {cache}; TensorFlow is not needed from now on")
+    if not cache.exists():
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with locked(cache.with_suffix(".lock"), str(cache), wait=True):
+            if not cache.exists():  # another process was at it
+                write_npz(cache, **_decode_cifar100(directory, cache))
+                say(f"cifar100: decoded into {cache}; TensorFlow is not needed from now on")
+    arrays = read_npz(cache, tuple(_CIFAR100_SHAPES))
     for key, shape in _CIFAR100_SHAPES.items():
         if arrays[key].shape != shape:
             raise ValueError(

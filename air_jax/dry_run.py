@@ -44,8 +44,8 @@ def measure(job: Job) -> Measured:
     memory = step.memory_analysis()
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     held += images.nbytes if resident(config.data.loader, images, mesh) else 0
-    pixels = jax.device_put(images[:batch], sharding.by_rows(mesh))
-    key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
+    pixels = sharding.put(images[:batch], sharding.by_rows(mesh))
+    key = sharding.put(jax.random.key(0), sharding.replicated(mesh))
     state, _ = step(state, pixels, key)
     jax.block_until_ready(state)
     started = time.monotonic()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from air_jax import sharding
+from air_jax import cluster, sharding
 from air_jax.models import Net
 from air_jax.progress import Progress
 
@@ -32,8 +32,10 @@ def encode(
     Args:
         net: its encoder is used.
         images: [N, S, S, C] uint8.
-        mesh: each batch is split over its devices.
-        batch: images in one call; the last is padded, so there is one compilation.
+        mesh: each batch is split over its devices. Each of several processes encodes its share of
+            the images, and gets the codes of all.
+        batch: images in one call, of all processes together; the last is padded, so there is one
+            compilation.
         label: of the progress shown; None shows none.
 
     Returns:
@@ -120,8 +122,13 @@ def _map_batches(
     """`function(net, *batches)` over equally long arrays, padded to whole batches.
 
     `AHEAD` batches are under way while the result of the one before them is fetched: copies, both
-    ways, overlap with computation.
+    ways, overlap with computation. Of several processes each does its share, on its own devices.
     """
+    if mesh.size > len(mesh.local_devices):
+        parts, own = cluster.shares(*arrays), sharding.local(mesh)
+        net, batch = sharding.on_own_devices(net, mesh), batch // cluster.processes()
+        done = _map_batches(function, net, parts, own, batch, label)
+        return cluster.gather(done, len(arrays[0]))
     size = len(arrays[0])
     results: list[np.ndarray] = []
     under_way: collections.deque[jax.Array] = collections.deque()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from air_jax import metrics, retrieval, scoring
+from air_jax import cluster, metrics, retrieval, scoring
 from air_jax.learners import LEARNERS, Learner, Lesson, Marks
 from air_jax.progress import Progress
 from air_jax.scoring import Near, Space
@@ -157,6 +157,8 @@ def simulate(
 ) -> Simulation:
     """Let the simulated user give feedback for every query, and judge each round's ranking.
 
+    Each of several processes plays its share of the queries, and gets the results of all.
+
     Args:
         learner: one of `LEARNERS` by name, or any.
         space: the database.
@@ -176,7 +178,8 @@ def simulate(
     queries = retrieval.centre(space.database, query_codes)
     relevant = retrieval.relevant_items(query_labels, database_labels)
     count = len(queries)
-    block = min(block or max(1, SCORES_BYTES // (4 * len(database_labels))), count)
+    own = np.arange(count)[cluster.share(count)]
+    block = min(block or max(1, SCORES_BYTES // (4 * len(database_labels))), max(len(own), 1))
 
     def play(rows: np.ndarray) -> Iterator[Round]:
         return rounds(
@@ -193,19 +196,19 @@ def simulate(
 
     parts = []
     label = f"feedback {learner}" if isinstance(learner, str) else "feedback"
-    with Progress(label, count, unit="queries") as progress:
-        for start in range(0, count, block):
-            # The last block is filled up with queries whose results are dropped below.
-            rows = np.resize(np.arange(start, min(start + block, count)), block)
+    with Progress(label, len(own), unit="queries") as progress:
+        for start in range(0, max(len(own), 1), block):
+            # Filled up with queries whose results are dropped below; without any, with the first.
+            rows = np.resize(own[start : start + block] if len(own) else [0], block)
             parts.append(
                 _judge_rounds(play(rows), relevant[rows], query_labels[rows, None], database_labels)
             )
-            progress.advance(min(block, count - start))
+            progress.advance(min(block, len(own) - start))
     *arrays, unconverged, seconds = zip(*parts, strict=True)
     return Simulation(
-        *(np.concatenate(blocks)[:count] for blocks in arrays),
-        unconverged=np.sum(unconverged, axis=0),
-        seconds=np.sum(seconds, axis=0),
+        *(cluster.gather(np.concatenate(blocks)[: len(own)], count) for blocks in arrays),
+        unconverged=cluster.gather_all(np.sum(unconverged, axis=0)).sum(axis=0),
+        seconds=cluster.gather_all(np.sum(seconds, axis=0)).max(axis=0),
     )
 
 
@@ -322,7 +325,8 @@ def validate(config: ml_collections.ConfigDict, database_size: int) -> None:
         raise ValueError(
             f"feedback.rounds={config.rounds} times "
             f"feedback.marks_per_round={config.marks_per_round} are more images than the "
-            f"{database_size} of the database"
+            f"{database_size} of the database (data.queries_per_class and "
+            "data.keep_database_per_class say of how many)"
         )
 
 

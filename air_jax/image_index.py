@@ -4,7 +4,9 @@
     codes-<generation>/   the codes in order of position: a `code_store`. With --store they are in
                           Milvus, and codes-<generation>.npz is here: see `stored_index`
     net.npz               the net that made the codes; not there for vectors
+    checksums.json        of these three, while no indexer is at work; see `catalogue`
     index.json            what was found, for people and programs
+    contact_sheet.png     some of its images, for people
     sessions.sqlite       what people did with it; see `session_store`
 
 An image keeps its id as long as its content does not change; its position changes with the images
@@ -37,6 +39,7 @@ from air_jax.stored_space import StoredCodes
 
 NET_FILE = "net.npz"
 SUMMARY_FILE = "index.json"
+SHEET_FILE = "contact_sheet.png"
 IDS_OF_A_QUERY = 500  # SQLite takes no more than so many values at once, to be safe
 
 
@@ -92,13 +95,16 @@ class ImageIndex:
         self.path = path
         if not (path / catalogue.FILE).is_file():
             raise FileNotFoundError(f"{path} holds no {catalogue.FILE}: it is no index")
+        catalogue.check(path)
         self._local = threading.local()
         try:
-            meta = catalogue.read_meta(self._database())
-            rows = self._database().execute(
-                "SELECT id FROM images WHERE position IS NOT NULL ORDER BY position"
-            )
-            self.ids = np.array([row[0] for row in rows], np.int64)
+            with self._database() as database:
+                database.execute("BEGIN")  # an indexer may publish between the two
+                meta = catalogue.read_meta(database)
+                rows = database.execute(
+                    "SELECT id FROM images WHERE position IS NOT NULL ORDER BY position"
+                )
+                self.ids = np.array([row[0] for row in rows], np.int64)
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{path / catalogue.FILE} is damaged: {error}") from error
         if "published" not in meta:
@@ -123,6 +129,10 @@ class ImageIndex:
                 f"{self.path}: {len(self.ids)} images in the catalogue, {len(store)} codes"
             )
         return store
+
+    def is_newest(self) -> bool:
+        """Whether nothing was published since this was opened."""
+        return catalogue.read_meta(self._database()).get("published") == self.about
 
     def position(self, image: int) -> int | None:
         """Where an image is in the store; None if it is not in the index."""

@@ -7,6 +7,7 @@ uninterrupted one sees.
 """
 
 import collections
+import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from air_jax.sharding import by_columns, by_rows, of_steps, replicated
+from air_jax import cluster
+from air_jax.sharding import by_columns, by_rows, of_steps, put, put_share, replicated
 
 LOADERS = ("auto", "resident", "tfdata", "host")
 
@@ -84,15 +86,10 @@ def make_loader(
     Raises:
         ValueError: an unknown kind, or several steps in a call of images not on the devices.
     """
-    if kind not in LOADERS:
-        raise ValueError(f"data.loader={kind!r}: expected one of {', '.join(LOADERS)}")
+    check_kind(kind)
+    check_calls(kind, images, mesh, steps_per_call)
     if resident(kind, images, mesh):
         kind = "resident"
-    elif steps_per_call > 1:
-        raise ValueError(
-            f"train.steps_per_call={steps_per_call} needs the images on the devices, but "
-            f"data.loader={kind!r} streams them; expected 1, or data.loader='resident'"
-        )
     rows = by_rows if len(keys) == 1 else by_columns
     if kind == "tfdata":
         stream = _tfdata_stream(images, rows(mesh))
@@ -115,6 +112,23 @@ def make_loader(
     return lambda first, last: stream(positions(first, last))
 
 
+def check_kind(kind: str) -> None:
+    """Raise ValueError if there is no such loader, or TensorFlow is not there for it."""
+    if kind not in LOADERS:
+        raise ValueError(f"data.loader={kind!r}: expected one of {', '.join(LOADERS)}")
+    if kind == "tfdata" and importlib.util.find_spec("tensorflow") is None:
+        raise ValueError("data.loader='tfdata' needs TensorFlow: pip install tensorflow")
+
+
+def check_calls(kind: str, images: np.ndarray, mesh: Mesh, steps_per_call: int) -> None:
+    """Raise ValueError if a loader cannot give the batches of several steps at once."""
+    if steps_per_call > 1 and not resident(kind, images, mesh):
+        raise ValueError(
+            f"train.steps_per_call={steps_per_call} needs the images on the devices, but "
+            f"data.loader={kind!r} streams them; expected 1, or data.loader='resident'"
+        )
+
+
 # stream(positions of each step) yields what each call of the step takes.
 _Stream = Callable[[Iterator[np.ndarray]], Iterator[jax.Array | Batches]]
 
@@ -122,14 +136,15 @@ _Stream = Callable[[Iterator[np.ndarray]], Iterator[jax.Array | Batches]]
 def _resident_stream(
     images: np.ndarray, mesh: Mesh, rows: NamedSharding, steps_per_call: int
 ) -> _Stream:
-    on_device = jax.device_put(images, replicated(mesh))
+    whole = replicated(mesh)
+    on_device = put(images, whole)
     if steps_per_call == 1:
         take = jax.jit(lambda images, batch: images[batch], out_shardings=rows)
-        return lambda positions: (take(on_device, batch) for batch in positions)
+        return lambda positions: (take(on_device, put(batch, whole)) for batch in positions)
 
     def stream(positions: Iterator[np.ndarray]) -> Iterator[Batches]:
         for steps in _stacks(positions, steps_per_call):
-            yield Batches(on_device, jax.device_put(steps, of_steps(rows)))
+            yield Batches(on_device, put(steps, of_steps(rows)))
 
     return stream
 
@@ -141,7 +156,12 @@ def _stacks(positions: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]
 
 
 def _host_stream(images: np.ndarray, rows: NamedSharding) -> _Stream:
-    return lambda positions: prefetch((images[batch] for batch in positions), rows)
+    return lambda positions: prefetch((images[_own(batch)] for batch in positions), rows)
+
+
+def _own(batch: np.ndarray) -> np.ndarray:
+    """This process's part of a batch's positions [..., B]: no other reads those images."""
+    return batch[..., cluster.share(batch.shape[-1])]
 
 
 def _tfdata_stream(images: np.ndarray, rows: NamedSharding) -> _Stream:
@@ -152,7 +172,8 @@ def _tfdata_stream(images: np.ndarray, rows: NamedSharding) -> _Stream:
         # Many steps at a time leave Python: one by one takes twice as long.
         batches = (
             tf.data.Dataset.from_generator(
-                lambda: _stacks(positions, 256), output_signature=tf.TensorSpec(None, tf.int32)
+                lambda: _stacks(map(_own, positions), 256),
+                output_signature=tf.TensorSpec(None, tf.int32),
             )
             .flat_map(tf.data.Dataset.from_tensor_slices)
             .map(lambda batch: tf.gather(source, batch), tf.data.AUTOTUNE)
@@ -179,10 +200,13 @@ def import_tensorflow() -> ModuleType:
 def prefetch(
     batches: Iterator[np.ndarray], sharding: NamedSharding, ahead: int = 2
 ) -> Iterator[jax.Array]:
-    """Put batches on the devices, `ahead` of the one in use: copies overlap with computation."""
+    """Put batches on the devices, `ahead` of the one in use: copies overlap with computation.
+
+    Of several processes each has the part for its own devices.
+    """
     queue: collections.deque[jax.Array] = collections.deque()
     for batch in batches:
-        queue.append(jax.device_put(batch, sharding))
+        queue.append(put_share(batch, sharding))
         if len(queue) > ahead:
             yield queue.popleft()
     yield from queue

@@ -8,12 +8,14 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from air_jax import command, dry_run, pipeline, plan, report
+from air_jax import cluster, command, dry_run, pipeline, plan, report
 from air_jax.progress import say
 from air_jax.workdir import FIGURES_FOLDER, RESULTS_FILE, STAGES, WorkDir, all_needs
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file; its keys can be changed by --config.KEY=VALUE."
+    "config",
+    None,
+    "Config file, or the name of one of air_jax's own; --config.KEY=VALUE changes a key.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run. Default: runs/<name of the config file>."
@@ -50,17 +52,18 @@ def _run(config: ml_collections.ConfigDict, path: Path) -> None:
         workdir.check()
     _check_order(wanted, workdir, anew)
     if _DRY_RUN.value:
-        print(dry_run.describe(job, workdir, wanted, anew))
+        say(dry_run.describe(job, workdir, wanted, anew))
         return
-    if anew and (aside := workdir.set_aside()):
+    cluster.barrier()  # all have looked before the first one changes the folder
+    if anew and cluster.is_first() and (aside := workdir.set_aside()):
         say(f"the earlier run is now in {aside}")
-    workdir.create()
-    command.keep_compilations()
-    _hint(wanted, job, workdir)
-    for stage in wanted:
-        pipeline.do_stage(stage, job, workdir)
-    if "report" in wanted:
-        _show_report(workdir)
+    with workdir.opened():
+        command.keep_compilations()
+        _hint(wanted, job, workdir)
+        for stage in wanted:
+            pipeline.do_stage(stage, job, workdir)
+        if "report" in wanted:
+            _show_report(workdir)
 
 
 def _stages(names: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from air_jax import (
     baselines,
+    cluster,
     encode,
     feedback,
     learners,
@@ -16,7 +17,7 @@ from air_jax import (
     scoring,
     train,
 )
-from air_jax.files import read_npz, write_npz
+from air_jax.files import hash_of, read_npz
 from air_jax.models import count_parameters
 from air_jax.plan import Job
 from air_jax.progress import say
@@ -28,21 +29,25 @@ from air_jax.workdir import (
     RECONSTRUCTIONS_FILE,
     RETRIEVAL_FILE,
     WorkDir,
-    hash_of,
 )
 
 RECONSTRUCTED = 10  # queries whose reconstructions are kept for the report
 
 
 def do_stage(stage: str, job: Job, workdir: WorkDir) -> None:
-    """Do one of `workdir.STAGES` unless it is done and current, saying which and why."""
-    reason = workdir.why_redo(stage)
+    """Do one of `workdir.STAGES` unless it is done and current, saying which and why.
+
+    All processes of a run do it together; the first one writes what it leaves.
+    """
+    reason = cluster.from_first(lambda: workdir.why_redo(stage))
     if reason is None:
         say(f"{stage}: done before")
         return
     say(f"{stage}: {reason}" if reason != "not done yet" else f"{stage}:")
     result, left = _STAGES[stage](job, workdir)
-    workdir.finish(stage, result, left)
+    if cluster.is_first():
+        workdir.finish(stage, result, left)
+    cluster.barrier()
 
 
 def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
@@ -59,8 +64,8 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     codes = encode.encode(trained.net, shown, job.mesh, config.encode.batch, label=None)
     standardised = encode.reconstruct(trained.net, shown, codes, job.mesh, config.encode.batch)
     pixels = (standardised * std + np.asarray(trained.net.mean)) * 255
-    write_npz(
-        workdir / RECONSTRUCTIONS_FILE,
+    workdir.write_npz(
+        RECONSTRUCTIONS_FILE,
         image=shown,
         reconstruction=np.clip(np.round(pixels), 0, 255).astype(np.uint8),
     )
@@ -100,8 +105,8 @@ def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     fresh = train.new_net(job.config, images.shape[1:], net.mean, net.std, job.mesh)
     untrained = encode.encode(fresh, images, job.mesh, batch, label="encode, untrained net")
     size = len(job.database)
-    write_npz(
-        workdir / CODES_FILE,
+    workdir.write_npz(
+        CODES_FILE,
         database=codes[:size],
         query=codes[size:],
         untrained_database=untrained[:size],
@@ -166,7 +171,7 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
             maps[name]["map_reason"] = "not in retrieval.baselines"
         elif name != "random":
             maps[name]["map_ci95"] = metrics.bootstrap_interval(ap, labels)
-    write_npz(workdir / RETRIEVAL_FILE, top=top, **per_query)
+    workdir.write_npz(RETRIEVAL_FILE, top=top, **per_query)
     return {"retrieval": result, "baselines": maps}, [RETRIEVAL_FILE]
 
 
@@ -209,7 +214,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
             ]
         )
         simulation = _load_simulation(workdir, name, made_from)
-        if simulation is None:
+        if not cluster.from_first(lambda held=simulation: held is not None):
             simulation = feedback.simulate(
                 learner,
                 space,
@@ -221,7 +226,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
                 seed=config.seed,
                 show=config.show,
             )
-            write_npz(workdir / name, made_from=made_from, query=chosen, **simulation._asdict())
+            workdir.write_npz(name, made_from=made_from, query=chosen, **simulation._asdict())
         left.append(name)
         result[learner] = {
             "params": learners.parameters(learner),
@@ -244,7 +249,7 @@ def _load_simulation(workdir: WorkDir, name: str, made_from: str) -> feedback.Si
 
 
 def _report(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
-    return {}, report.write(job, workdir)
+    return {}, report.write(job, workdir) if cluster.is_first() else []
 
 
 _STAGES = {

@@ -6,6 +6,8 @@ from typing import Self
 
 from tqdm import tqdm
 
+from air_jax import cluster
+
 SECONDS_BETWEEN_LINES = 15
 
 
@@ -20,7 +22,9 @@ def duration(seconds: float) -> str:
 
 
 def say(message: str) -> None:
-    """Print a line at once, above the bar if there is one."""
+    """Print a line at once, above the bar if there is one; of several processes the first does."""
+    if not cluster.is_first():
+        return
     tqdm.write(message, file=sys.stdout)
     sys.stdout.flush()
 
@@ -40,7 +44,7 @@ class Progress:
         self.done = self.done_before = done
         self.started = self.last_line = time.monotonic()
         self.bar = None
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and cluster.is_first():
             self.bar = tqdm(
                 total=total,
                 initial=done,

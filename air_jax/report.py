@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from air_jax import figures, models
+from air_jax import cluster, figures, models
 from air_jax.files import read_npz, write_json, write_npz
 from air_jax.plan import Job
 from air_jax.training_log import read_metrics
@@ -188,6 +188,7 @@ def environment() -> dict[str, Any]:
         "backend": jax.default_backend(),
         "device": devices[0].device_kind,
         "devices": len(devices),
+        "processes": cluster.processes(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }
 

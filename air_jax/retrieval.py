@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from air_jax import cluster
 from air_jax.progress import Progress
 
 BLOCK = 64  # queries at a time: 64 x 50,000 float32 are 13 MB
@@ -175,6 +176,8 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest images of each query, exactly.
 
+    Each of several processes searches for its share of the queries, and gets what all have found.
+
     Args:
         database: of N codes.
         queries: [Q, D], not centred.
@@ -191,12 +194,16 @@ def search(
     size = len(database.codes)
     if not 1 <= k <= size:
         raise ValueError(f"k={k}: expected from 1 to the {size} images in the database")
+    count, (queries,) = len(queries), cluster.shares(queries)
     found = [
         jax.device_get(_search_block(rows, database, k, precision))
         for rows in blocks(centre(database, queries), block)
     ]
-    distances, positions = map(np.concatenate, zip(*found, strict=True))
-    return distances[: len(queries)], positions[: len(queries)]
+    distances, positions = (
+        cluster.gather(np.concatenate(parts)[: len(queries)], count)
+        for parts in zip(*found, strict=True)
+    )
+    return distances, positions
 
 
 @partial(jax.jit, static_argnames=("k", "precision"))
@@ -314,11 +321,13 @@ def ranks_by_distance(
     """Where `items` [Q, M] stand for each of `queries` [Q, D] by distance; see `ranks`.
 
     `block` queries are taken at a time; `label` is of the progress shown, None shows none;
-    `precision` is one of `PRECISIONS`.
+    `precision` is one of `PRECISIONS`. Each of several processes ranks its share of the queries,
+    and gets the ranks of all.
 
     Raises:
         ValueError: `queries` do not fit the database.
     """
+    count, (queries, items) = len(queries), cluster.shares(queries, items)
     progress = Progress(label, len(queries), unit="queries") if label else None
     wanted = blocks(items, block)
     found = []
@@ -332,7 +341,7 @@ def ranks_by_distance(
             progress.advance(min(block, progress.total - progress.done))
     if progress:
         progress.close()
-    return np.concatenate(found)[: len(queries)]
+    return cluster.gather(np.concatenate(found)[: len(queries)], count)
 
 
 def _ahead(made: Iterator[jax.Array]) -> Iterator[jax.Array]:

@@ -199,7 +199,7 @@ def initial_state(net: Net, optimizer: optax.GradientTransformation, mesh: Mesh)
     """
     params, stats = jax.tree.map(jnp.copy, (net.params, net.stats))
     state = TrainState(jnp.int32(0), params, stats, optimizer.init(params))
-    return jax.device_put(state, sharding.replicated(mesh))
+    return sharding.put(state, sharding.replicated(mesh))
 
 
 def compile_step(

@@ -46,7 +46,7 @@ def make_database(codes: np.ndarray, mesh: Mesh) -> ShardedDatabase:
     filling = -len(codes) % mesh.size
     norms = np.pad(np.square(centred).sum(axis=1), (0, filling), constant_values=np.inf)
     rows = np.pad(centred, ((0, filling), (0, 0)))
-    return ShardedDatabase(*jax.device_put((rows, norms), sharding.by_rows(mesh)), mean, len(codes))
+    return ShardedDatabase(*sharding.put((rows, norms), sharding.by_rows(mesh)), mean, len(codes))
 
 
 def search(

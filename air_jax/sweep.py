@@ -16,14 +16,14 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
-from air_jax import dry_run, models, pipeline, plan, train
+from air_jax import cluster, dry_run, models, pipeline, plan, train
 from air_jax.baselines import WITHOUT_NET
 from air_jax.checkpoint import newest_step
-from air_jax.files import read_npz, write_json, write_npz
+from air_jax.files import hash_of, read_npz, write_json, write_npz
 from air_jax.plan import Job
 from air_jax.progress import duration, say
 from air_jax.training_log import NonFiniteError
-from air_jax.workdir import CHECKPOINTS, WorkDir, hash_of, stage_keys
+from air_jax.workdir import CHECKPOINTS, WorkDir, stage_keys
 
 MEMBERS_FOLDER = "members"
 ERROR_FILE = "error.json"
@@ -103,6 +103,18 @@ def select(members: list[Member], only: list[str]) -> list[Member]:
     return [m for m in members if not only or m.name.startswith(tuple(only))]
 
 
+def part(members: list[Member], which: str) -> list[Member]:
+    """Every Nth of the members, from the Ith on, of `which` "I/N"; the N parts are all of them.
+
+    Raises:
+        ValueError: it is not of that form, or not 0 <= I < N.
+    """
+    index, _, count = which.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"--part={which}: expected I/N with 0 <= I < N")
+    return members[int(index) :: int(count)]
+
+
 def prepare(members: list[Member], anew: bool) -> None:
     """Make sure that the members' folders are theirs; with `anew` set aside what is in them.
 
@@ -110,10 +122,11 @@ def prepare(members: list[Member], anew: bool) -> None:
         ValueError: a folder holds another training; the message names what changed.
     """
     for member in members:
-        if anew:
-            member.workdir.set_aside()
-        else:
+        if not anew:
             member.workdir.check()
+        elif cluster.is_first():
+            member.workdir.set_aside()
+    cluster.barrier()
 
 
 def run(members: list[Member], stages: tuple[str, ...], seeds_together: bool = False) -> list[str]:
@@ -131,7 +144,8 @@ def run(members: list[Member], stages: tuple[str, ...], seeds_together: bool = F
         KeyboardInterrupt: stopped; the same call goes on.
         OSError: the disk is full, or the like: no other member would fare better.
     """
-    waiting = [member for member in members if member.left_to_do(stages)]
+    left = cluster.from_first(lambda: [bool(member.left_to_do(stages)) for member in members])
+    waiting = [member for member, is_left in zip(members, left, strict=True) if is_left]
     say(f"{len(members)} members, {len(members) - len(waiting)} done before")
     total = sum(member.work() for member in waiting)
     done, failed = 0.0, []
@@ -155,16 +169,18 @@ def _do(member: Member, stages: tuple[str, ...]) -> str | None:
     """Do a member's stages; returns what went wrong, in words, after writing it down."""
     error_file = member.workdir / ERROR_FILE
     try:
-        member.workdir.create()
-        for stage in stages:
-            pipeline.do_stage(stage, member.job, member.workdir)
+        with member.workdir.opened():
+            for stage in stages:
+                pipeline.do_stage(stage, member.job, member.workdir)
     except OSError:
         raise
     except Exception as error:  # whatever it is, the other members go on
         text = f"{type(error).__name__}: {error}"
-        write_json(error_file, {"error": text, "traceback": traceback.format_exc()})
+        if cluster.is_first():
+            write_json(error_file, {"error": text, "traceback": traceback.format_exc()})
         return text
-    error_file.unlink(missing_ok=True)
+    if cluster.is_first():
+        error_file.unlink(missing_ok=True)
     return None
 
 
@@ -173,20 +189,28 @@ def _train_seeds(members: list[Member]) -> None:
 
     Each one's train stage then finds its training complete.
     """
-    waiting = [member for member in members if member.workdir.why_redo("train")]
-    steps = {newest_step(member.workdir.path / CHECKPOINTS) for member in waiting}
-    if len(waiting) < 2 or len(steps) > 1:
+    found = cluster.from_first(
+        lambda: [
+            newest_step(member.workdir.path / CHECKPOINTS) or 0
+            if member.workdir.why_redo("train")
+            else None
+            for member in members
+        ]
+    )
+    waiting = [member for member, step in zip(members, found, strict=True) if step is not None]
+    if len(waiting) < 2 or len({step for step in found if step is not None}) > 1:
         return
     job = waiting[0].job
     say(f"training seeds {', '.join(str(member.seed) for member in waiting)} together")
-    for member in waiting:
-        member.workdir.create()
     directories = {member.seed: member.workdir.path for member in waiting}
     images = job.dataset.images[job.training_positions()]
-    try:
-        train.train_together(job.config, images, job.mesh, directories)
-    except NonFiniteError as error:
-        say(f"{error}\nthese seeds go on one by one")
+    with contextlib.ExitStack() as stack:
+        for member in waiting:
+            stack.enter_context(member.workdir.opened())
+        try:
+            train.train_together(job.config, images, job.mesh, directories)
+        except NonFiniteError as error:
+            say(f"{error}\nthese seeds go on one by one")
 
 
 def error_of(member: Member) -> str | None:
@@ -214,7 +238,8 @@ def baselines_ap(job: Job, folder: Path) -> dict[str, np.ndarray]:
     for name in WITHOUT_NET:
         if name not in held:
             held[name] = pipeline.baseline_ap(name, job)
-            write_npz(folder / BASELINES_FILE, **held)
+            if cluster.is_first():
+                write_npz(folder / BASELINES_FILE, **held)
     return {name: held[name] for name in WITHOUT_NET}
 
 

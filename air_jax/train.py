@@ -2,14 +2,10 @@
 
 import contextlib
 import importlib.util
-import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import jax
@@ -20,9 +16,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from air_jax import models, sharding
+from air_jax import cluster, models, sharding, stopping
 from air_jax.checkpoint import Checkpoints
-from air_jax.files import write_json
+from air_jax.files import read_checked_json, write_checked_json
 from air_jax.input_pipeline import make_loader, resident
 from air_jax.models import Net
 from air_jax.profiling import Profile
@@ -44,6 +40,7 @@ LR_SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "bfloat16")
 CORRUPTIONS = ("none", "mask", "noise")
 STEPS_BEFORE_ESTIMATE = 10
+MOST_STEPS = 2**31 - 1  # they are counted in an int32
 
 
 class TrainResult(NamedTuple):
@@ -121,7 +118,14 @@ def validate(config: ml_collections.ConfigDict, training_images: int, devices: i
         )
     if train.batch > training_images:
         raise ValueError(
-            f"train.batch={train.batch} is larger than the training set of {training_images} images"
+            f"train.batch={train.batch} is larger than the training set of {training_images} "
+            "images (data.queries_per_class, data.keep_database_per_class and data.train_images "
+            "say of how many)"
+        )
+    if count_steps(train, training_images) > MOST_STEPS:
+        raise ValueError(
+            f"train.epochs={train.epochs}, train.steps_per_batch={train.steps_per_batch}: "
+            f"{count_steps(train, training_images):,} steps; expected {MOST_STEPS:,} at most"
         )
     pairs = config.model.depth // 2 + 1
     steps = int(count_steps(train, training_images) * train.greedy_share)
@@ -191,7 +195,7 @@ def new_net(
         remat=config.train.remat,
         rngs=nnx.Rngs(config.seed),
     )
-    return jax.device_put(models.make_net(model, mean, std), sharding.replicated(mesh))
+    return sharding.put(models.make_net(model, mean, std), sharding.replicated(mesh))
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -227,7 +231,8 @@ def train(
     Raises:
         ValueError: the config and the images do not fit, or a checkpoint is damaged.
         NonFiniteError: the loss or gradient became NaN or infinite.
-        KeyboardInterrupt: by Ctrl-C, after saving a checkpoint.
+        OSError: a checkpoint or log cannot be written.
+        KeyboardInterrupt: by Ctrl-C or SIGTERM, after saving a checkpoint.
     """
     return train_together(config, images, mesh, {config.seed: directory})[0]
 
@@ -263,25 +268,28 @@ def train_together(
             seeded.seed = seed
         nets.append(new_net(seeded, image_shape, mean, std, mesh))
         states.append(initial_state(nets[-1], make_optimizer(config.train, total_steps), mesh))
-        write_json(
-            directory / MODEL_FILE,
-            {"image_shape": list(image_shape), "mean": mean.tolist(), "std": std.tolist()},
-        )
+        if cluster.is_first():
+            write_checked_json(
+                directory / MODEL_FILE,
+                {"image_shape": list(image_shape), "mean": mean.tolist(), "std": std.tolist()},
+            )
     step, info = 0, {"seconds": 0.0, "compile_seconds": 0.0}
+    windows: list[list[list[float]]] = [[] for _ in directories]
 
     with contextlib.ExitStack() as stack:
         checkpoints = [
             stack.enter_context(Checkpoints(directory / CHECKPOINTS))
             for directory in directories.values()
         ]
-        newest = {c.latest_step() for c in checkpoints}
+        pairs = zip(checkpoints, states, strict=True)
+        restored = [own.restore_newest(like=state) for own, state in pairs]
+        newest = {one and one.step for one in restored}
         if len(newest) > 1:
             raise ValueError(f"checkpoints of steps {newest}: these seeds cannot go on together")
-        latest = newest.pop()
-        if latest is not None:
-            pairs = zip(checkpoints, states, strict=True)
-            states, infos = zip(*(c.restore(latest, like=s) for c, s in pairs), strict=True)
-            step, info = latest, infos[0]
+        if restored[0] is not None:
+            states = [one.state for one in restored]
+            step, info = restored[0].step, restored[0].info
+            windows = [one.info.pop("window", []) for one in restored]
             say(f"train: going on from the checkpoint of step {step:,} of {total_steps:,}")
 
         def results() -> list[TrainResult]:
@@ -311,6 +319,7 @@ def train_together(
                     TrainingLog(
                         directory / METRICS_FILE,
                         resumed_at=step,
+                        window=windows[place],
                         every_steps=config.log.every_steps,
                         batch=batch,
                         learning_rate=_rate_of_step(config.train, phases),
@@ -332,18 +341,18 @@ def train_together(
         estimate_at = step + STEPS_BEFORE_ESTIMATE
         first_directory = next(iter(directories.values()))
         profile = stack.enter_context(
-            Profile(first_directory / PROFILE if config.profile else None)
+            Profile(first_directory / PROFILE if config.profile and cluster.is_first() else None)
         )
 
         def save() -> None:
             for log in logs:
-                log.settle()
+                log.finish() if step == total_steps else log.settle()
             _check_finite(step, state)
-            for own, saved in zip(_apart(state, together), checkpoints, strict=True):
-                saved.save(step, own, info)
+            for own, saved, log in zip(_apart(state, together), checkpoints, logs, strict=True):
+                saved.save(step, own, info | {"window": log.window})
 
         try:
-            with deferred_interrupt() as interrupted:
+            with stopping.deferred() as asked:
                 for phase in (p for p in phases if step < p.end):
                     if step == phase.start:
                         optimizer = make_optimizer(config.train, phase.end - phase.start)
@@ -383,12 +392,11 @@ def train_together(
                         info["seconds"] = before + (time.monotonic() - started) / together
                         every = config.log.checkpoint_steps
                         due = step // every > (step - steps) // every or step == total_steps
-                        if due or interrupted():
+                        stop = asked()
+                        if due or stop:
                             save()
-                        if interrupted():
-                            raise KeyboardInterrupt(f"stopped at step {step:,}")
-                for log in logs:
-                    log.finish()
+                        if stop:
+                            raise stop(f"stopped at step {step:,}")
         except NonFiniteError as error:
             good = checkpoints[0].latest_step()
             kept = f"the checkpoint of step {good:,} is good" if good else "no checkpoint was made"
@@ -402,9 +410,9 @@ def train_together(
 def _joined(trees: Sequence[Any], mesh: Mesh) -> Any:
     """Pytrees of several nets as one with a leading axis; the only one as it is."""
     if len(trees) == 1:
-        return jax.device_put(trees[0], sharding.replicated(mesh))
+        return sharding.put(trees[0], sharding.replicated(mesh))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-    return jax.device_put(stacked, sharding.replicated(mesh))
+    return sharding.put(stacked, sharding.replicated(mesh))
 
 
 def _apart(tree: Any, count: int) -> list[Any]:
@@ -440,32 +448,6 @@ def _estimate(progress: Progress) -> str:
     return f"train: about {total} in all, at {progress.rate:,.0f} images/s"
 
 
-@contextlib.contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Within it Ctrl-C is only noted; the function it yields tells whether it was pressed.
-
-    A step that is cut off has donated its state away: there would be nothing to save. A second
-    Ctrl-C interrupts at once. Outside the main thread signals are left alone.
-    """
-    pressed = False
-
-    def note(signum: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-        say("stopping after the steps under way; once more to stop at once")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def load_net(
     config: ml_collections.ConfigDict, directory: Path, mesh: Mesh, step: int | None = None
 ) -> Net:
@@ -486,10 +468,10 @@ def load_net(
         if found is None or not (directory / CHECKPOINTS / str(found)).is_dir():
             which = "" if step is None else f" of step {step:,}"
             raise FileNotFoundError(f"{directory / CHECKPOINTS} holds no checkpoint{which}")
-        model = json.loads((directory / MODEL_FILE).read_text())
+        model = read_checked_json(directory / MODEL_FILE)
         mean, std = (np.array(model[key], np.float32) for key in ("mean", "std"))
         net = new_net(config, tuple(model["image_shape"]), mean, std, mesh)
         # The horizon of the learning rate does not matter: only the state's structure is used.
         like = initial_state(net, make_optimizer(config.train, total_steps=1), mesh)
-        state, _ = checkpoints.restore(found, like)
+        state = checkpoints.restore(found, like).state
     return net._replace(params=state.params, stats=state.stats)

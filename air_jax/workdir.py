@@ -5,17 +5,29 @@ before it that it was made from (as a fingerprint), its files with their checksu
 A stage is done again when any of these no longer agree.
 """
 
+import contextlib
 import datetime
-import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_collections
+import numpy as np
 
-from air_jax.files import write_json
+from air_jax import cluster
+from air_jax.files import (
+    hash_of,
+    locked,
+    read_checked_json,
+    sha256_of,
+    write_checked_json,
+    write_json,
+    write_npz,
+)
 
 CONFIG_FILE = "config.json"
+LOCK_FILE = "lock"
 MODEL_FILE = "model.json"
 METRICS_FILE = "metrics.jsonl"
 GRADIENTS_FILE = "gradients.jsonl"
@@ -106,7 +118,7 @@ class WorkDir:
             return False
         if not self.path.is_dir():
             raise ValueError(f"--workdir={self.path} is a file; expected a folder")
-        found = sorted(p.name for p in self.path.iterdir())
+        found = sorted(p.name for p in self.path.iterdir() if p.name != LOCK_FILE)
         if found and CONFIG_FILE not in found:
             raise ValueError(
                 f"--workdir={self.path} holds {found[0]!r} but no {CONFIG_FILE}: it is no run "
@@ -122,12 +134,11 @@ class WorkDir:
         if not self.exists():
             return
         try:
-            before = json.loads((self / CONFIG_FILE).read_text())["training"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            before = dict(read_checked_json(self / CONFIG_FILE)["training"])
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{self / CONFIG_FILE} is damaged ({error!r}), so it cannot be told what the run "
-                "is of. Give another --workdir, or --overwrite to start anew (the old one is kept "
-                "aside)."
+                f"{self / CONFIG_FILE} does not tell what the run is of ({error}). Give another "
+                "--workdir, or --overwrite to start anew (the old one is kept aside)."
             ) from error
         if changed := _changes(before, self._training()):
             raise ValueError(
@@ -137,15 +148,35 @@ class WorkDir:
                 "aside)."
             )
 
-    def create(self) -> None:
-        """Make the folder and write down the config."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--workdir={self.path} cannot be made: {error.strerror}") from error
-        write_json(
-            self / CONFIG_FILE, {"training": self._training(), "config": flatten(self.config)}
-        )
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the folder, keep other runs out of it, and write down the config.
+
+        Of several processes the first does, and has before any other goes on.
+
+        Raises:
+            ValueError: the folder cannot be made, or another run works in it.
+        """
+        with contextlib.ExitStack() as stack:
+            if cluster.is_first():
+                try:
+                    self.path.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(locked(self / LOCK_FILE, f"--workdir={self.path}"))
+                except OSError as error:
+                    raise ValueError(
+                        f"--workdir={self.path} cannot be made or written to: {error.strerror}"
+                    ) from error
+                write_checked_json(
+                    self / CONFIG_FILE,
+                    {"training": self._training(), "config": flatten(self.config)},
+                )
+            cluster.barrier()
+            yield
+
+    def write_npz(self, name: str, **arrays: np.ndarray) -> None:
+        """Write an `.npz` file in the folder; of several processes the first does."""
+        if cluster.is_first():
+            write_npz(self / name, **arrays)
 
     def set_aside(self) -> Path | None:
         """Rename the folder, if there is a run in it; returns its new path."""
@@ -168,15 +199,13 @@ class WorkDir:
             path = self / name
             if not path.exists():
                 return f"{name} is missing"
-            if checksum and _checksum(path) != checksum:
+            if _checksum(path) != checksum:
                 return f"{name} is damaged: its checksum is not the recorded one"
         return None
 
     def finish(self, stage: str, result: dict[str, Any], files: list[str]) -> None:
         """Record that a stage is done, what it found, and the files or folders it left."""
-        checksums = {
-            name: None if (self / name).is_dir() else _checksum(self / name) for name in files
-        }
+        checksums = {name: _checksum(self / name) for name in files}
         write_json(
             self._record_path(stage),
             {
@@ -229,11 +258,9 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def hash_of(value: Any) -> str:
-    """SHA-256 of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file, or of names and contents of all files in a folder."""
+    if path.is_dir():
+        inner = sorted(p for p in path.rglob("*") if p.is_file())
+        return hash_of([[p.relative_to(path).as_posix(), _checksum(p)] for p in inner])
+    return sha256_of(path)

@@ -1,6 +1,7 @@
 """Which stages are current, and which work directories are refused."""
 
 import json
+import os
 
 import pytest
 
@@ -12,10 +13,10 @@ from air_jax.workdir import WorkDir
 def folder(small_config, tmp_path):
     """A work directory whose stages are all done."""
     made = WorkDir(tmp_path / "run", small_config, "data")
-    made.create()
-    for stage in workdir.STAGES:
-        (made / f"{stage}.bin").write_text(stage)
-        made.finish(stage, {"of": stage}, [f"{stage}.bin"])
+    with made.opened():
+        for stage in workdir.STAGES:
+            (made / f"{stage}.bin").write_text(stage)
+            made.finish(stage, {"of": stage}, [f"{stage}.bin"])
     return made
 
 
@@ -105,8 +106,40 @@ def test_a_folder_that_cannot_be_made_is_named(small_config, tmp_path):
     run = WorkDir(tmp_path / "file" / "run", small_config, "data")
     run.check()
     assert run.why_redo("train") == "not done yet"
-    with pytest.raises(ValueError, match="file/run cannot be made: Not a directory"):
-        run.create()
+    with (
+        pytest.raises(ValueError, match="file/run cannot be made or written to: Not a directory"),
+        run.opened(),
+    ):
+        pass
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(small_config, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    run = WorkDir(tmp_path / "run", small_config, "data")
+    monkeypatch.setattr(workdir, "locked", refuse)
+    with pytest.raises(ValueError, match="run cannot be made or written to: Perm"), run.opened():
+        pass
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_the_first_named(folder):
+    again = WorkDir(folder.path, folder.config, "data")
+    holder = rf"run: another process is working in it \(process {os.getpid()} on"
+    with folder.opened(), pytest.raises(ValueError, match=holder), again.opened():
+        pass
+    with again.opened():
+        assert not redone(again)
+
+
+def test_a_damaged_file_in_a_folder_that_a_stage_left_redoes_it(small_config, tmp_path):
+    run = WorkDir(tmp_path / "run", small_config, "data")
+    (run / "checkpoints/5/state").mkdir(parents=True)
+    (run / "checkpoints/5/state/array").write_bytes(b"\x00\x01")
+    run.finish("train", {}, ["checkpoints/5"])
+    assert run.why_redo("train") is None
+    (run / "checkpoints/5/state/array").write_bytes(b"\x00\x03")
+    assert "checkpoints/5 is damaged" in run.why_redo("train")
 
 
 def test_an_empty_or_new_folder_is_taken(small_config, tmp_path):
@@ -123,10 +156,10 @@ def test_setting_aside_keeps_everything(folder):
 
 def test_a_report_made_before_its_stages_is_made_again(small_config, tmp_path):
     run = WorkDir(tmp_path / "run", small_config, "data")
-    run.create()
-    for stage in ("train", "report", "encode"):
-        (run / f"{stage}.bin").write_text(stage)
-        run.finish(stage, {}, [f"{stage}.bin"])
+    with run.opened():
+        for stage in ("train", "report", "encode"):
+            (run / f"{stage}.bin").write_text(stage)
+            run.finish(stage, {}, [f"{stage}.bin"])
     assert "report" in redone(run)
     assert "encode" not in redone(run)
 
