@@ -47,7 +47,7 @@ def validate(names: tuple[str, ...], image_side: int) -> None:
     if "kmeans" in names and image_side < kmeans.SMALLEST_SIDE:
         raise ValueError(
             f"retrieval.baselines: 'kmeans' needs images of side {kmeans.SMALLEST_SIDE} or more, "
-            f"these have {image_side}; leave it out"
+            f"these have {image_side} (data.size); leave it out"
         )
 
 

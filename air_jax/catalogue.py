@@ -3,6 +3,9 @@
 Images without a position are being indexed, or left: `publish` gives positions to those that are
 current and forgets the rest, in one transaction. A process killed at any moment leaves what was
 published, and what it had committed for the next run.
+
+SQLite notices a flipped byte only where it breaks its own structure. So the index's folder has
+checksums of all its files, of `air_jax.files`, from when one indexer ends until the next begins.
 """
 
 import json
@@ -15,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from air_jax.decoding import Decoded
+from air_jax.files import CHECKSUMS_FILE, damage, write_checksums
 from air_jax.image_files import File
 
 FILE = "catalogue.sqlite"
@@ -69,6 +73,18 @@ def read_meta(database: sqlite3.Connection) -> dict[str, Any]:
     return meta
 
 
+def check(path: Path) -> None:
+    """Compare the files of an index with their checksums.
+
+    Raises:
+        ValueError: one is damaged or missing; the message names it.
+    """
+    found = damage(path)
+    # Without them an indexer began meanwhile, and what it changed is no damage.
+    if found and (path / CHECKSUMS_FILE).exists():
+        raise ValueError(f"{path} is damaged: {found}. Delete the folder to have it built anew.")
+
+
 class Catalogue:
     """The catalogue, opened for writing by the one indexer.
 
@@ -76,12 +92,14 @@ class Catalogue:
         path: of the index's folder, which is made if it is not there.
 
     Raises:
-        ValueError: the file is damaged, or of another format.
+        ValueError: a file of the index is damaged, or of another format.
     """
 
     def __init__(self, path: Path):
         self.path = path / FILE
         path.mkdir(parents=True, exist_ok=True)
+        check(path)
+        (path / CHECKSUMS_FILE).unlink(missing_ok=True)
         self.database = sqlite3.connect(self.path, timeout=30)
         try:
             self.database.execute("PRAGMA journal_mode = WAL")
@@ -97,7 +115,19 @@ class Catalogue:
             raise ValueError(f"{self.path} is damaged: {error}") from error
 
     def close(self) -> None:
+        try:
+            # Busy: someone reads an earlier state, and the file changes when they have done.
+            busy, *_ = self.database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.DatabaseError:  # damaged
+            busy = True
         self.database.close()
+        if not busy:
+            files = [
+                self.path,
+                *self.path.parent.glob("*.npz"),
+                *self.path.parent.glob("codes-*/*"),
+            ]
+            write_checksums(self.path.parent, files)
 
     def set_meta(self, **values: Any) -> None:
         """Remember values under their names."""
@@ -191,6 +221,17 @@ class Catalogue:
             "SELECT id FROM images WHERE position IS NOT NULL ORDER BY position"
         )
         return [row[0] for row in rows]
+
+    def some_thumbnails(self, most: int) -> list[bytes]:
+        """JPEGs of at most so many images, spread evenly over the positions."""
+        rows = self.database.execute(
+            "SELECT image FROM thumbnails JOIN images ON id = image "
+            "WHERE position IS NOT NULL ORDER BY position"
+        ).fetchall()
+        count = min(most, len(rows))
+        chosen = [rows[place * len(rows) // count] for place in range(count)]
+        query = "SELECT jpeg FROM thumbnails WHERE image = ?"
+        return [self.database.execute(query, row).fetchone()[0] for row in chosen]
 
     def publish_rows(self, rows: list[tuple[str, dict[str, str]]], about: dict[str, Any]) -> None:
         """Make rows of vectors, (path, metadata) each, what the index is; ids are rows + 1."""

@@ -1,7 +1,8 @@
 """Training states on disk. The only file that knows Orbax."""
 
-import hashlib
-import json
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -9,10 +10,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from air_jax import cluster
-from air_jax.files import write_json
+from air_jax.files import damage, write_checksums
 from air_jax.progress import say
 
-CHECKSUMS_FILE = "checksums.json"
 DAMAGED = "damaged"
 
 
@@ -60,14 +60,15 @@ class Checkpoints:
         """
         folder = self.directory / str(step)
         try:
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(info)
-                ),
-            )
+            with _without_tracebacks():
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(info)
+                    ),
+                )
             if cluster.is_first():
-                write_json(folder / CHECKSUMS_FILE, _checksums(folder))
+                write_checksums(folder, (path for path in folder.rglob("*") if path.is_file()))
         except Exception as error:  # Orbax, TensorStore and the file system raise their own
             raise OSError(f"checkpoint {folder} cannot be written ({_in_short(error)})") from error
 
@@ -83,8 +84,9 @@ class Checkpoints:
             ValueError: the folder is damaged or holds another net; the message names it.
         """
         folder = self.directory / str(step)
-        if damage := cluster.from_first(lambda: _damage(folder)):
-            raise ValueError(f"checkpoint {folder} is damaged: {damage}")
+        # One without checksums is taken as it is: Orbax made it whole before they were written.
+        if found := cluster.from_first(lambda: damage(folder)):
+            raise ValueError(f"checkpoint {folder} is damaged: {found}")
 
         def abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
@@ -138,36 +140,16 @@ class Checkpoints:
         self._manager.reload()
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in a folder of a state, by its path in it."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS_FILE]
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(files)
-    }
-
-
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a folder of a state, in words; None if nothing.
-
-    One without checksums is taken as it is: Orbax made it whole before they were written.
-    """
-    path = folder / CHECKSUMS_FILE
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keep Orbax from logging the errors that it then raises, each from several threads."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
     try:
-        wanted = json.loads(path.read_text())
-        found = _checksums(folder)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        return f"{CHECKSUMS_FILE} cannot be read ({_in_short(error)})"
-    if not isinstance(wanted, dict):
-        return f"{CHECKSUMS_FILE} holds no checksums"
-    for name, checksum in wanted.items():
-        if name not in found:
-            return f"{name} is missing"
-        if found[name] != checksum:
-            return f"{name} is not as it was written"
-    return None
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _in_short(error: Exception) -> str:

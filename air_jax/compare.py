@@ -10,7 +10,6 @@ recorded set is what decides: the images that the first retrieval shows, 20 in e
 """
 
 import hashlib
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from absl import app, flags, logging
 from air_jax import baselines, command, feedback, metrics, plan, retrieval, scoring
 from air_jax.configs import default
 from air_jax.feedback import Simulation
-from air_jax.files import read_npz, write_json
+from air_jax.files import read_checked_json, read_npz, write_checked_json, write_json
 from air_jax.learners import LEARNERS, Learner
 from air_jax.progress import say
 from air_jax.workdir import CONFIG_FILE
@@ -69,22 +68,26 @@ class Parts:
 
     Args:
         path: of the file.
-        inputs: what the comparison is of; parts of other inputs are done anew.
+        inputs: what the comparison is of; parts of other inputs, or damaged ones, are done anew.
     """
 
     def __init__(self, path: Path, inputs: dict[str, Any]):
         self.path, self.inputs = path, inputs
         self.found: dict[str, Any] = {}
-        if path.exists():
-            held = json.loads(path.read_text())
+        try:
+            held = read_checked_json(path)
             self.found = held["found"] if held["inputs"] == inputs else {}
+        except FileNotFoundError:
+            pass
+        except (ValueError, KeyError) as error:
+            say(f"{error}; starting anew")
 
     def of(self, name: str, work: Callable[[], Any]) -> Any:
         """What `work` returns, a JSON value; done only if it is not there under this name."""
         if name not in self.found:
             say(name)
             self.found[name] = work()
-            write_json(self.path, {"inputs": self.inputs, "found": self.found})
+            write_checked_json(self.path, {"inputs": self.inputs, "found": self.found})
         return self.found[name]
 
 
@@ -240,7 +243,7 @@ def codes_of(path: Path, of: str) -> dict[str, np.ndarray]:
     held = read_npz(path, (*names.values(), *labels))
     if of in baselines.WITHOUT_NET:
         config = default.get_config()
-        kept = json.loads((path.parent / CONFIG_FILE).read_text())["config"]
+        kept = read_checked_json(path.parent / CONFIG_FILE)["config"]
         config.update_from_flattened_dict(
             {key: value for key, value in kept.items() if key.startswith("data.")}
         )

@@ -325,7 +325,8 @@ def validate(config: ml_collections.ConfigDict, database_size: int) -> None:
         raise ValueError(
             f"feedback.rounds={config.rounds} times "
             f"feedback.marks_per_round={config.marks_per_round} are more images than the "
-            f"{database_size} of the database"
+            f"{database_size} of the database (data.queries_per_class and "
+            "data.keep_database_per_class say of how many)"
         )
 
 

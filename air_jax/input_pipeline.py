@@ -7,6 +7,7 @@ uninterrupted one sees.
 """
 
 import collections
+import importlib.util
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -85,15 +86,10 @@ def make_loader(
     Raises:
         ValueError: an unknown kind, or several steps in a call of images not on the devices.
     """
-    if kind not in LOADERS:
-        raise ValueError(f"data.loader={kind!r}: expected one of {', '.join(LOADERS)}")
+    check_kind(kind)
+    check_calls(kind, images, mesh, steps_per_call)
     if resident(kind, images, mesh):
         kind = "resident"
-    elif steps_per_call > 1:
-        raise ValueError(
-            f"train.steps_per_call={steps_per_call} needs the images on the devices, but "
-            f"data.loader={kind!r} streams them; expected 1, or data.loader='resident'"
-        )
     rows = by_rows if len(keys) == 1 else by_columns
     if kind == "tfdata":
         stream = _tfdata_stream(images, rows(mesh))
@@ -114,6 +110,23 @@ def make_loader(
             yield at[0] if len(keys) == 1 else at
 
     return lambda first, last: stream(positions(first, last))
+
+
+def check_kind(kind: str) -> None:
+    """Raise ValueError if there is no such loader, or TensorFlow is not there for it."""
+    if kind not in LOADERS:
+        raise ValueError(f"data.loader={kind!r}: expected one of {', '.join(LOADERS)}")
+    if kind == "tfdata" and importlib.util.find_spec("tensorflow") is None:
+        raise ValueError("data.loader='tfdata' needs TensorFlow: pip install tensorflow")
+
+
+def check_calls(kind: str, images: np.ndarray, mesh: Mesh, steps_per_call: int) -> None:
+    """Raise ValueError if a loader cannot give the batches of several steps at once."""
+    if steps_per_call > 1 and not resident(kind, images, mesh):
+        raise ValueError(
+            f"train.steps_per_call={steps_per_call} needs the images on the devices, but "
+            f"data.loader={kind!r} streams them; expected 1, or data.loader='resident'"
+        )
 
 
 # stream(positions of each step) yields what each call of the step takes.

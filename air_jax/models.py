@@ -21,6 +21,7 @@ SKIPS = ("none", "symmetric", "asymmetric")
 SKIP_INTO = ("encoder", "both")
 CODES = ("dense", "pooled", "conv")
 NORMS = ("none", "batch", "group")
+DEEPEST = 1000  # XLA would compile for hours
 
 # He's variance is right before a ReLU; the code and the image are linear.
 _HE = nnx.initializers.he_normal()
@@ -55,9 +56,9 @@ def validate(
     input_residual: bool = False,
 ) -> None:
     """Raise ValueError, naming the argument, if no autoencoder can be built from these."""
-    if depth < 4 or depth % 2:
+    if not 4 <= depth <= DEEPEST or depth % 2:
         raise ValueError(
-            f"model.depth={depth}: expected an even number of at least 4 "
+            f"model.depth={depth}: expected an even number from 4 to {DEEPEST} "
             "(as many convolutions as deconvolutions)"
         )
     sizes = {"width": width, "code_dim": code_dim, "kernel": kernel, "pools": pools}
@@ -84,7 +85,7 @@ def validate(
     if height % factor:
         raise ValueError(
             f"images of {height}x{height} pixels: depth {depth} pools {pooled} times, so the side "
-            f"must be a multiple of {factor} (model.pools lowers it)"
+            f"must be a multiple of {factor} (model.pools lowers it, data.size sets the side)"
         )
     cells = (height // factor) ** 2
     if code == "conv" and code_dim % cells:
@@ -548,6 +549,25 @@ def multiplications(
         if layer in after:
             side //= 2
     return total + 2 * side**2 * width * code_dim
+
+
+def least_parameters(
+    *,
+    depth: int,
+    width: int,
+    code_dim: int,
+    pool: bool,
+    image_shape: tuple[int, int, int],
+    kernel: int = 3,
+    pools: int = 3,
+    code: str = "dense",
+    **others: Any,
+) -> int:
+    """Weights of convolutions and of the dense layers around the code, without making the net."""
+    side, _, channels = image_shape
+    convolutions = 2 * kernel**2 * width * (channels + (depth // 2 - 1) * width)
+    cells = (side // 2 ** len(pooling_layers(depth, pool, pools))) ** 2
+    return convolutions + (2 * cells * width * code_dim if code == "dense" else 0)
 
 
 def count_parameters(params: nnx.State) -> int:

@@ -13,7 +13,7 @@ import air_jax
 from air_jax import sharding, train
 from air_jax.checkpoint import newest_step
 from air_jax.configs import default
-from air_jax.files import read_npz, write_npz
+from air_jax.files import read_checked_json, read_npz, write_npz
 from air_jax.models import Net
 from air_jax.workdir import CHECKPOINTS, CONFIG_FILE, MODEL_FILE
 
@@ -48,10 +48,10 @@ def of_run(workdir: Path, mesh: Mesh) -> KeptNet:
                 f"{workdir} holds no {name}: expected the work directory of a trained run"
             )
     try:
-        kept = json.loads((workdir / CONFIG_FILE).read_text())["config"]
-        shape = json.loads((workdir / MODEL_FILE).read_text())["image_shape"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{workdir}: {CONFIG_FILE} or {MODEL_FILE} is damaged: {error}") from error
+        kept = read_checked_json(workdir / CONFIG_FILE)["config"]
+        shape = read_checked_json(workdir / MODEL_FILE)["image_shape"]
+    except KeyError as error:
+        raise ValueError(f"{workdir}: {CONFIG_FILE} or {MODEL_FILE} lacks {error}") from error
     flat = {key: value for key, value in kept.items() if key.startswith(SECTIONS)}
     step = newest_step(workdir / CHECKPOINTS)
     net = train.load_net(_config(flat), workdir, mesh, step)

@@ -17,7 +17,7 @@ from air_jax import (
     scoring,
     train,
 )
-from air_jax.files import read_npz
+from air_jax.files import hash_of, read_npz
 from air_jax.models import count_parameters
 from air_jax.plan import Job
 from air_jax.progress import say
@@ -29,7 +29,6 @@ from air_jax.workdir import (
     RECONSTRUCTIONS_FILE,
     RETRIEVAL_FILE,
     WorkDir,
-    hash_of,
 )
 
 RECONSTRUCTED = 10  # queries whose reconstructions are kept for the report

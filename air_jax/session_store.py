@@ -1,10 +1,12 @@
 """Sessions and uploaded examples in SQLite: what a change returned from is on disk."""
 
 import contextlib
+import hashlib
 import json
 import secrets
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +28,7 @@ CREATE TABLE IF NOT EXISTS uploads (
     width INTEGER NOT NULL, height INTEGER NOT NULL, code BLOB NOT NULL, thumbnail BLOB NOT NULL
 ) STRICT;
 """
+DIGEST = 32  # bytes of a SHA-256, after the code of an upload
 BUSY_SECONDS = 30  # to wait for another process that writes
 
 
@@ -67,7 +70,9 @@ class SessionStore:
             self._database.close()
             raise ValueError(f"{path} cannot be read: {error}") from error
         self._access = threading.Lock()
-        self._being_changed: dict[str, threading.Lock] = {}
+        self._being_changed: weakref.WeakValueDictionary[str, threading.Lock] = (
+            weakref.WeakValueDictionary()  # a lock lives as long as someone holds or awaits it
+        )
 
     def close(self) -> None:
         with self._access:
@@ -82,11 +87,12 @@ class SessionStore:
 
         Raises:
             KeyError: there is none of that token.
+            ValueError: it is damaged.
         """
         row = self._row("SELECT document FROM sessions WHERE token = ?", token)
         if row is None:
             raise KeyError(token)
-        return sessions.from_json(json.loads(row[0]))
+        return sessions.from_json(self._unsealed(row[0]))
 
     @contextlib.contextmanager
     def change(self, token: str) -> Iterator[Session]:
@@ -113,7 +119,7 @@ class SessionStore:
         """
         with self._access:
             lock = self._being_changed.setdefault(token, threading.Lock())
-        with lock, self._access, self._database as database:
+        with lock, self._transaction() as database:
             if not database.execute("DELETE FROM sessions WHERE token = ?", [token]).rowcount:
                 raise KeyError(token)
 
@@ -123,8 +129,8 @@ class SessionStore:
             "SELECT token AS session, name, created, updated, rounds, relevant, irrelevant "
             "FROM sessions ORDER BY updated DESC, token"
         )
-        with self._access:
-            cursor = self._database.execute(query)
+        with self._transaction() as database:
+            cursor = database.execute(query)
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, row, strict=True)) for row in cursor]
 
@@ -132,8 +138,9 @@ class SessionStore:
         """Keep an example; returns its token."""
         token = secrets.token_urlsafe(12)
         code = np.asarray(upload.code, "<f4").tobytes()
+        code += hashlib.sha256(code).digest()
         row = (token, sessions.now(), *upload[:3], code, upload.thumbnail)
-        with self._access, self._database as database:
+        with self._transaction() as database:
             database.execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         return token
 
@@ -142,19 +149,23 @@ class SessionStore:
 
         Raises:
             KeyError: there is none of that token.
+            ValueError: its code is damaged.
         """
         columns = "codes, width, height, code, thumbnail"
         row = self._row(f"SELECT {columns} FROM uploads WHERE token = ?", token)
         if row is None:
             raise KeyError(token)
-        return Upload(*row[:3], np.frombuffer(row[3], "<f4").astype(np.float32), row[4])
+        code, digest = row[3][:-DIGEST], row[3][-DIGEST:]
+        if hashlib.sha256(code).digest() != digest:
+            raise ValueError(f"{self.path} is damaged: the code of upload {token}")
+        return Upload(*row[:3], np.frombuffer(code, "<f4").astype(np.float32), row[4])
 
     def delete_unused_uploads(self, before: str) -> int:
         """Forget examples of no session that came before a time; returns how many there were."""
         used = set()
-        with self._access, self._database as database:
+        with self._transaction() as database:
             for (document,) in database.execute("SELECT document FROM sessions"):
-                session = json.loads(document)
+                session = self._unsealed(document)
                 used |= {token for token, _ in session["uploads"]}
                 for step in session["undo"]:
                     used |= {token for token, _ in step.get("uploads", [])}
@@ -164,15 +175,37 @@ class SessionStore:
         return len(unused)
 
     def _row(self, query: str, *values: str) -> tuple[Any, ...] | None:
+        with self._transaction() as database:
+            return database.execute(query, values).fetchone()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
         with self._access:
-            return self._database.execute(query, values).fetchone()
+            try:
+                with self._database as database:
+                    yield database
+            except sqlite3.DatabaseError as error:
+                raise ValueError(f"{self.path} cannot be read or written: {error}") from error
+
+    def _unsealed(self, document: str) -> dict[str, Any]:
+        """What `_write` sealed: SQLite notices no changed byte within a document.
+
+        Earlier versions did not.
+        """
+        if document.startswith("{"):
+            return json.loads(document)
+        checksum, _, text = document.partition(" ")
+        if hashlib.sha256(text.encode()).hexdigest() != checksum:
+            raise ValueError(f"{self.path} is damaged: a session is not that of its checksum")
+        return json.loads(text)
 
     def _write(self, session: Session) -> None:
         said = [mark.relevant for mark in session.marks_now().values()]
-        document = json.dumps(sessions.to_json(session), allow_nan=False)
+        text = json.dumps(sessions.to_json(session), allow_nan=False)
+        document = f"{hashlib.sha256(text.encode()).hexdigest()} {text}"
         head = (session.token, session.name, session.created, session.updated)
         counts = (len(session.rounds), said.count(True), said.count(False))
-        with self._access, self._database as database:
+        with self._transaction() as database:
             database.execute(
                 "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (*head, *counts, document),

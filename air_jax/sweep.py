@@ -19,11 +19,11 @@ import numpy as np
 from air_jax import cluster, dry_run, models, pipeline, plan, train
 from air_jax.baselines import WITHOUT_NET
 from air_jax.checkpoint import newest_step
-from air_jax.files import read_npz, write_json, write_npz
+from air_jax.files import hash_of, read_npz, write_json, write_npz
 from air_jax.plan import Job
 from air_jax.progress import duration, say
 from air_jax.training_log import NonFiniteError
-from air_jax.workdir import CHECKPOINTS, WorkDir, hash_of, stage_keys
+from air_jax.workdir import CHECKPOINTS, WorkDir, stage_keys
 
 MEMBERS_FOLDER = "members"
 ERROR_FILE = "error.json"
@@ -101,6 +101,18 @@ def select(members: list[Member], only: list[str]) -> list[Member]:
             nets = dict.fromkeys(member.net for member in members)
             raise ValueError(f"--only={start}: no member's name begins so; nets: {', '.join(nets)}")
     return [m for m in members if not only or m.name.startswith(tuple(only))]
+
+
+def part(members: list[Member], which: str) -> list[Member]:
+    """Every Nth of the members, from the Ith on, of `which` "I/N"; the N parts are all of them.
+
+    Raises:
+        ValueError: it is not of that form, or not 0 <= I < N.
+    """
+    index, _, count = which.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"--part={which}: expected I/N with 0 <= I < N")
+    return members[int(index) :: int(count)]
 
 
 def prepare(members: list[Member], anew: bool) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from jax.sharding import Mesh
 
 from air_jax import cluster, models, sharding, stopping
 from air_jax.checkpoint import Checkpoints
-from air_jax.files import write_json
+from air_jax.files import read_checked_json, write_checked_json
 from air_jax.input_pipeline import make_loader, resident
 from air_jax.models import Net
 from air_jax.profiling import Profile
@@ -41,6 +40,7 @@ LR_SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "bfloat16")
 CORRUPTIONS = ("none", "mask", "noise")
 STEPS_BEFORE_ESTIMATE = 10
+MOST_STEPS = 2**31 - 1  # they are counted in an int32
 
 
 class TrainResult(NamedTuple):
@@ -118,7 +118,14 @@ def validate(config: ml_collections.ConfigDict, training_images: int, devices: i
         )
     if train.batch > training_images:
         raise ValueError(
-            f"train.batch={train.batch} is larger than the training set of {training_images} images"
+            f"train.batch={train.batch} is larger than the training set of {training_images} "
+            "images (data.queries_per_class, data.keep_database_per_class and data.train_images "
+            "say of how many)"
+        )
+    if count_steps(train, training_images) > MOST_STEPS:
+        raise ValueError(
+            f"train.epochs={train.epochs}, train.steps_per_batch={train.steps_per_batch}: "
+            f"{count_steps(train, training_images):,} steps; expected {MOST_STEPS:,} at most"
         )
     pairs = config.model.depth // 2 + 1
     steps = int(count_steps(train, training_images) * train.greedy_share)
@@ -262,11 +269,12 @@ def train_together(
         nets.append(new_net(seeded, image_shape, mean, std, mesh))
         states.append(initial_state(nets[-1], make_optimizer(config.train, total_steps), mesh))
         if cluster.is_first():
-            write_json(
+            write_checked_json(
                 directory / MODEL_FILE,
                 {"image_shape": list(image_shape), "mean": mean.tolist(), "std": std.tolist()},
             )
     step, info = 0, {"seconds": 0.0, "compile_seconds": 0.0}
+    windows: list[list[list[float]]] = [[] for _ in directories]
 
     with contextlib.ExitStack() as stack:
         checkpoints = [
@@ -281,6 +289,7 @@ def train_together(
         if restored[0] is not None:
             states = [one.state for one in restored]
             step, info = restored[0].step, restored[0].info
+            windows = [one.info.pop("window", []) for one in restored]
             say(f"train: going on from the checkpoint of step {step:,} of {total_steps:,}")
 
         def results() -> list[TrainResult]:
@@ -310,6 +319,7 @@ def train_together(
                     TrainingLog(
                         directory / METRICS_FILE,
                         resumed_at=step,
+                        window=windows[place],
                         every_steps=config.log.every_steps,
                         batch=batch,
                         learning_rate=_rate_of_step(config.train, phases),
@@ -336,10 +346,10 @@ def train_together(
 
         def save() -> None:
             for log in logs:
-                log.settle()
+                log.finish() if step == total_steps else log.settle()
             _check_finite(step, state)
-            for own, saved in zip(_apart(state, together), checkpoints, strict=True):
-                saved.save(step, own, info)
+            for own, saved, log in zip(_apart(state, together), checkpoints, logs, strict=True):
+                saved.save(step, own, info | {"window": log.window})
 
         try:
             with stopping.deferred() as asked:
@@ -387,8 +397,6 @@ def train_together(
                             save()
                         if stop:
                             raise stop(f"stopped at step {step:,}")
-                for log in logs:
-                    log.finish()
         except NonFiniteError as error:
             good = checkpoints[0].latest_step()
             kept = f"the checkpoint of step {good:,} is good" if good else "no checkpoint was made"
@@ -460,7 +468,7 @@ def load_net(
         if found is None or not (directory / CHECKPOINTS / str(found)).is_dir():
             which = "" if step is None else f" of step {step:,}"
             raise FileNotFoundError(f"{directory / CHECKPOINTS} holds no checkpoint{which}")
-        model = json.loads((directory / MODEL_FILE).read_text())
+        model = read_checked_json(directory / MODEL_FILE)
         mean, std = (np.array(model[key], np.float32) for key in ("mean", "std"))
         net = new_net(config, tuple(model["image_shape"]), mean, std, mesh)
         # The horizon of the learning rate does not matter: only the state's structure is used.

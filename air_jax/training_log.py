@@ -5,6 +5,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -26,6 +27,7 @@ class TrainingLog:
         path: the `metrics.jsonl`. Lines of steps after `resumed_at` are dropped: those steps are
             done again.
         resumed_at: the step that training goes on from.
+        window: what `window` was there.
         every_steps: a line holds the means over the steps since the line before.
         batch: images in a step.
         learning_rate: by step.
@@ -35,6 +37,9 @@ class TrainingLog:
         tensorboard: a folder to write TensorBoard events to as well.
         place: of this net, where metrics are of several nets trained together and have a leading
             axis; None for one net.
+
+    Attributes:
+        window: of the settled steps since the last line; a run that goes on from here needs it.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class TrainingLog:
         path: Path,
         *,
         resumed_at: int,
+        window: Sequence[Sequence[float]] = (),
         every_steps: int,
         batch: int,
         learning_rate: optax.Schedule,
@@ -55,7 +61,8 @@ class TrainingLog:
         self.every_steps, self.batch, self.learning_rate = every_steps, batch, learning_rate
         self.note = ""  # the newest loss, for the progress bar
         self._pending: list[tuple[int, dict[str, jax.Array], float]] = []
-        self._window: list[tuple[float, float, float]] = []  # loss, gradient norm, seconds
+        # Loss, gradient norm and seconds of the settled steps since the last line.
+        self.window = [list(step) for step in window]
         self._settled = 0.0  # when metrics were last waited for
         self._file = _reopen(path, resumed_at)
         self._gradients_file = _reopen(gradients, resumed_at)
@@ -105,7 +112,7 @@ class TrainingLog:
         loss, grad_norm = float(values["loss"]), float(values["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise NonFiniteError(f"step {step:,}: loss {loss}, gradient norm {grad_norm}")
-        self._window.append((loss, grad_norm, seconds))
+        self.window.append([loss, grad_norm, seconds])
         self._step = step
         if step in self._gradients_at:
             norms = dict(zip(self._parameters, map(float, values["grad_norms"]), strict=True))
@@ -116,7 +123,7 @@ class TrainingLog:
     def finish(self) -> None:
         """Settle everything, and write the last window though it may be short."""
         self.settle()
-        if self._window:
+        if self.window:
             self._write()
 
     def close(self) -> None:
@@ -126,7 +133,7 @@ class TrainingLog:
             self._tensorboard.close()
 
     def _write(self) -> None:
-        loss, grad_norm, seconds = np.mean(self._window, axis=0)
+        loss, grad_norm, seconds = np.mean(self.window, axis=0)
         line = {
             "step": self._step,
             "loss": float(loss),
@@ -135,7 +142,7 @@ class TrainingLog:
             "images_per_second": self.batch / max(seconds, 1e-9),
         }
         self.note = f"loss {line['loss']:.4f}"
-        self._window = []
+        self.window = []
         _append(self._file, line)
         if self._tensorboard is not None:
             for name, value in line.items():

@@ -7,7 +7,6 @@ A stage is done again when any of these no longer agree.
 
 import contextlib
 import datetime
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,15 @@ import ml_collections
 import numpy as np
 
 from air_jax import cluster
-from air_jax.files import locked, write_json, write_npz
+from air_jax.files import (
+    hash_of,
+    locked,
+    read_checked_json,
+    sha256_of,
+    write_checked_json,
+    write_json,
+    write_npz,
+)
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
@@ -127,12 +134,11 @@ class WorkDir:
         if not self.exists():
             return
         try:
-            before = json.loads((self / CONFIG_FILE).read_text())["training"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            before = dict(read_checked_json(self / CONFIG_FILE)["training"])
+        except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{self / CONFIG_FILE} is damaged ({error!r}), so it cannot be told what the run "
-                "is of. Give another --workdir, or --overwrite to start anew (the old one is kept "
-                "aside)."
+                f"{self / CONFIG_FILE} does not tell what the run is of ({error}). Give another "
+                "--workdir, or --overwrite to start anew (the old one is kept aside)."
             ) from error
         if changed := _changes(before, self._training()):
             raise ValueError(
@@ -160,7 +166,7 @@ class WorkDir:
                     raise ValueError(
                         f"--workdir={self.path} cannot be made or written to: {error.strerror}"
                     ) from error
-                write_json(
+                write_checked_json(
                     self / CONFIG_FILE,
                     {"training": self._training(), "config": flatten(self.config)},
                 )
@@ -252,15 +258,9 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def hash_of(value: Any) -> str:
-    """SHA-256 of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
 def _checksum(path: Path) -> str:
     """SHA-256 of a file, or of names and contents of all files in a folder."""
     if path.is_dir():
         inner = sorted(p for p in path.rglob("*") if p.is_file())
         return hash_of([[p.relative_to(path).as_posix(), _checksum(p)] for p in inner])
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(path)

@@ -5,9 +5,11 @@ small nets.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -15,6 +17,7 @@ import ml_collections
 import numpy as np
 import pytest
 from air_jax.configs import default
+from faults import TABLE_VARIABLE, Launcher, Table
 from jax.sharding import Mesh
 from PIL import Image
 
@@ -55,6 +58,17 @@ def small_config() -> ml_collections.ConfigDict:
     config.report.queries = 2
     config.lock()
     return config
+
+
+@pytest.fixture
+def unprivileged() -> list[str]:
+    """What comes before a command to take from root the right to read what is closed to all."""
+    if os.geteuid() != 0:
+        return []
+    prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if shutil.which("setpriv") is None or subprocess.run([*prefix, "true"]).returncode:
+        pytest.skip("root reads everything, and setpriv cannot take that from it here")
+    return prefix
 
 
 def class_images(count: int, classes: int = 4, size: int = 8, seed: int = 0):
@@ -100,6 +114,23 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command += [f"--config.{key}={value}" for key, value in small.items()]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Iterator[Launcher]:
+    """Starts commands without the seconds of their imports."""
+    found = Launcher()
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="session")
+def faults_tried() -> Iterator[Table]:
+    """Counts faults; the table goes to the file that `FAULTS_TABLE` names, if it does."""
+    table = Table()
+    yield table
+    if path := os.environ.get(TABLE_VARIABLE):
+        Path(path).write_text(table.markdown())
 
 
 def write_pictures(folder: Path, count: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -10,7 +10,7 @@ from air_jax.configs import quickstart
 from sklearn.decomposition import PCA
 
 from air_jax import compare, plan, workdir
-from air_jax.files import write_json
+from air_jax.files import write_checked_json, write_json
 from air_jax.learners import LEARNERS
 
 
@@ -67,7 +67,8 @@ def test_a_stopped_comparison_continues_with_what_is_missing(codes, tmp_path):
     whole = (tmp_path / "compare.json").read_text()
     parts = json.loads((tmp_path / "parts.json").read_text())
     kept = dict(list(parts["found"].items())[:-2])
-    (tmp_path / "parts.json").write_text(json.dumps(parts | {"found": kept}))
+    inputs = parts["inputs"]
+    write_checked_json(tmp_path / "parts.json", {"inputs": inputs, "found": kept})
     done = run(*flags)
     assert done.stdout.count("held-out queries: ") == 2
 
@@ -81,7 +82,6 @@ def test_a_stopped_comparison_continues_with_what_is_missing(codes, tmp_path):
 
     again = (tmp_path / "compare.json").read_text()
     assert without_seconds(again) == without_seconds(whole)
-    inputs = parts["inputs"]
     assert compare.Parts(tmp_path / "parts.json", inputs).found.keys() == parts["found"].keys()
     assert compare.Parts(tmp_path / "parts.json", inputs | {"marks": 4}).found == {}
 

@@ -1,11 +1,14 @@
 """What is kept of sessions, through crashes and beside other threads."""
 
+import random
+import shutil
 import subprocess
 import sys
 import threading
 
 import numpy as np
 import pytest
+from faults import Tried
 
 from air_jax import sessions
 from air_jax.session_store import SessionStore, Upload
@@ -126,3 +129,47 @@ def test_a_file_that_is_no_database_is_an_error_that_names_it(tmp_path):
     path.write_bytes(b"no database at all" * 100)
     with pytest.raises(ValueError, match=r"sessions.sqlite cannot be read"):
         SessionStore(path)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1500, marks=pytest.mark.long)])
+def test_a_changed_byte_changes_no_session_unless_with_an_error_that_names_the_file(
+    store, tmp_path, count, faults_tried
+):
+    for token in "uvwxyz":
+        store.add(make_session(token))
+    code = np.arange(4, dtype=np.float32)
+    upload = store.add_upload(Upload("model:1", 3, 4, code, b"jpeg"))
+    store.close()
+    before = {token: make_session(token) for token in "tuvwxyz"}
+    content, draw = store.path.read_bytes(), random.Random(0)
+    path = tmp_path / "damaged" / "sessions.sqlite"
+    same = refused = 0
+    for _ in range(count):
+        shutil.rmtree(path.parent, ignore_errors=True)
+        path.parent.mkdir()
+        place = draw.randrange(len(content))
+        changed = bytes([content[place] ^ draw.randrange(1, 256)])
+        path.write_bytes(content[:place] + changed + content[place + 1 :])
+        try:
+            again = SessionStore(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+            continue
+        try:
+            for token, expected in before.items():
+                found = again.session(token)
+                assert found.images == expected.images
+                assert found.rounds == expected.rounds
+            np.testing.assert_array_equal(again.upload(upload).code, code)
+            again.summaries()
+            same += 1
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+        except KeyError:  # the token itself has changed: that session is not found
+            refused += 1
+        finally:
+            again.close()
+    faults_tried.add("one byte changed", "sessions of an index", Tried(count, same, refused))
+    assert same + refused == count

@@ -20,10 +20,11 @@ from air_jax.files import read_npz
 from air_jax.training_log import read_metrics
 
 LONG_TRAINING = {
-    "train__epochs": 200,
-    "log__checkpoint_steps": 40,
+    "train__epochs": 100,
+    "log__checkpoint_steps": 20,
     "train__learning_rate": 0.01,
 }
+STEPS = 400
 PATIENCE = 300  # seconds; nothing here is judged by its time but where it says so
 
 
@@ -169,7 +170,7 @@ def test_sigterm_to_one_of_two_stops_both_at_one_step_and_one_process_continues(
     assert (status, other_status) == (75, 75), said + other_said
     assert f"the same command continues in {parts}" in said
     stopped_at = newest_step(parts / "checkpoints")
-    assert stopped_at < 800
+    assert stopped_at < STEPS
     said = run_one(parts, images, "--stages=train", **LONG_TRAINING)
     assert f"going on from the checkpoint of step {stopped_at}" in said
     ours, theirs = (parameters(path, small_config, mesh) for path in (parts, whole))
@@ -209,10 +210,10 @@ def test_where_one_of_two_is_killed_the_other_says_so_within_a_minute_and_both_c
     assert left.returncode == 75, said
     assert "another process of the run was lost" in said
     step = newest_step(workdir / "checkpoints")
-    assert step < 800
+    assert step < STEPS
     said = run_two(workdir, images, "--stages=train", **LONG_TRAINING)
     assert f"going on from the checkpoint of step {step}" in said
-    assert newest_step(workdir / "checkpoints") == 800
+    assert newest_step(workdir / "checkpoints") == STEPS
 
 
 def test_wrong_input_ends_all_processes_with_its_error(images, tmp_path):

@@ -39,6 +39,20 @@ def test_a_line_holds_the_means_over_its_window(tmp_path):
     assert [(m["step"], m["loss"], m["grad_norm"]) for m in lines] == [(3, 2, 4), (6, 5, 10)]
 
 
+def test_a_line_holds_its_whole_window_though_training_was_stopped_in_it(tmp_path):
+    path = tmp_path / "m.jsonl"
+    log = make_log(path)
+    for step in range(1, 6):
+        log.add(step, metrics(step), 0.0)
+    log.settle()
+    log.close()
+    log = make_log(path, resumed_at=5, window=json.loads(json.dumps(log.window)))
+    log.add(6, metrics(6), 0.0)
+    log.settle()
+    log.close()
+    assert [(m["step"], m["loss"]) for m in read_metrics(path)] == [(3, 2), (6, 5)]
+
+
 def test_steps_after_the_one_resumed_from_are_dropped(tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps({"step": s, "loss": 0.5}) + "\n" for s in (3, 6, 9)))
