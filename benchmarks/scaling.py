@@ -6,7 +6,8 @@
 The first starts runs of 1 and 2 processes with 1 to 8 virtual devices in all, each in processes of
 its own and all of them several times in turns, and counts without running it the paper's net (40
 layers, width 64) on up to 256. The second measures the devices of the run that it is one process
-of: the way to measure a cluster. Bytes and calls are those of the compiled program
+of: the way to measure a cluster. With `--count --topology=v5e:2x4 --dtype=bfloat16` it compiles for
+a TPU that is not there. Bytes and calls are those of the compiled program
 (`communication.py`); virtual devices share the cores, so on a CPU seconds tell what splitting
 costs, not what it gains.
 
@@ -30,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from air_jax.configs import default, figure3
+from jax.experimental import topologies
 
 from air_jax import cluster, sgd, sharded_retrieval, sharding, train
 from benchmarks import communication, measure
@@ -58,9 +60,7 @@ def main() -> None:
         for layout in arguments.counted:
             _add(rows, _run(layout, arguments, Path(folder), "--count"))
     for row in rows:
-        if row["seconds"]:
-            seconds = np.array(row["seconds"])
-            row["rate"] = measure.spread(seconds, row["size"] if row["work"] == "train" else 1)
+        _rate(row)
         _print(row)
     measure.report(arguments, _summary(rows), rows)
 
@@ -79,6 +79,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--database-each", type=int, default=12_000, help="of weak, per device")
     parser.add_argument("--here", action="store_true", help="only measure this run's devices")
     parser.add_argument("--count", action="store_true", help="with --here: count, do not time")
+    parser.add_argument(
+        "--topology", help="with --count: a TPU that need not be there, as v5e:2x4; needs libtpu"
+    )
+    parser.add_argument("--dtype", default="float32", help="that training computes in")
     parser.add_argument("--coordinator", help="with --here: HOST:PORT of the run's process 0")
     parser.add_argument("--processes", type=int, help="of the run")
     parser.add_argument("--process", type=int, help="this one, from 0")
@@ -99,7 +103,16 @@ def _run(
         RuntimeError: it failed; with its last lines.
     """
     processes, devices = map(int, layout.split("x"))
-    names = ("rounds", "depth", "width", "batch", "batch_each", "database", "database_each")
+    names = (
+        "rounds",
+        "depth",
+        "width",
+        "batch",
+        "batch_each",
+        "database",
+        "database_each",
+        "dtype",
+    )
     command = [sys.executable, __file__, "--here", f"--devices={devices}", *others]
     command += [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in names]
     command += [f"--json={folder / 'rows.json'}"]
@@ -139,6 +152,13 @@ def _add(rows: list[dict[str, Any]], more: list[dict[str, Any]]) -> None:
                 break
         else:
             rows.append(new)
+
+
+def _rate(row: dict[str, Any]) -> None:
+    """Images/s of training, calls/s of others, if it was timed."""
+    if row["seconds"]:
+        amount = row["size"] if row["work"] == "train" else 1
+        row["rate"] = measure.spread(np.array(row["seconds"]), amount)
 
 
 def _print(row: dict[str, Any]) -> None:
@@ -181,7 +201,7 @@ def _measure_here(arguments: argparse.Namespace) -> None:
     measure.set_devices(arguments.devices)
     place = cluster.find_place(arguments.coordinator, arguments.processes, arguments.process)
     cluster.start(place)
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(_chips(arguments.topology) if arguments.topology else None)
     net = PAPER if arguments.count else (arguments.depth, arguments.width)
     batch_each = PAPER_BATCH if arguments.count else arguments.batch_each
     sizes = {
@@ -194,7 +214,7 @@ def _measure_here(arguments: argparse.Namespace) -> None:
             if size % mesh.size:
                 continue  # the paper's batch does not divide over so many devices
             if work == "train":
-                program, run = _training(*net, size, mesh, arguments.count)
+                program, run = _training(*net, size, arguments.dtype, mesh, arguments.count)
             else:
                 program, run = _retrieval(work, size, mesh, arguments.count)
             found = communication.collectives(program)
@@ -216,17 +236,28 @@ def _measure_here(arguments: argparse.Namespace) -> None:
                 runs[work, scaling] = run
     for kind, seconds in measure.seconds_in_turns(runs, arguments.rounds).items():
         next(row for row in rows if _kind(row) == kind)["seconds"] = seconds.tolist()
-    if cluster.is_first() and arguments.json:
+    if not cluster.is_first():
+        return
+    if arguments.json:
         arguments.json.write_text(json.dumps(rows))
+    for row in rows:
+        _rate(row)
+        _print(row)
+
+
+def _chips(topology: str) -> list[jax.Device]:
+    """Of a TPU to compile for, whether or not it is there."""
+    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    return list(described.devices)
 
 
 def _training(
-    depth: int, width: int, batch: int, mesh: jax.sharding.Mesh, count: bool
+    depth: int, width: int, batch: int, dtype: str, mesh: jax.sharding.Mesh, count: bool
 ) -> tuple[str, Callable[[], Any] | None]:
     """The text of the compiled step, and a function that does one, unless it is only to count."""
     config = default.get_config()
     config.update(figure3.nets()[f"depth{depth}/asymmetric-pool"])
-    config.model.width, config.train.batch = width, batch
+    config.model.width, config.train.batch, config.train.dtype = width, batch, dtype
     half = np.full(3, 0.5, np.float32)
     # To count, one copy of the net is enough, wherever it lies.
     home = sharding.make_mesh(jax.local_devices()[:1]) if count else mesh
