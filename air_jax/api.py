@@ -5,11 +5,12 @@ The page uses nothing else. Errors are `{"error": text}` with a status of 4xx.
 
 import io
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import Body, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi import Body, Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -80,7 +81,7 @@ class Step(BaseModel, extra="forbid"):
 
 
 class Service:
-    """What the interface does, without HTTP: items and sessions as JSON values."""
+    """What the interface does, without HTTP, on an index as it was opened: JSON values."""
 
     def __init__(self, index: ImageIndex, store: SessionStore, limits: Limits):
         self.index, self.store, self.limits = index, store, limits
@@ -91,6 +92,7 @@ class Service:
         return {
             "name": self.index.path.resolve().name,
             "kind": told["kind"],
+            "generation": told["generation"],
             "size": told["size"],
             "dimension": told["dimension"],
             "model": told["model"],
@@ -117,7 +119,11 @@ class Service:
 
     def page(self, offset: int, count: int) -> dict[str, Any]:
         images = self.index.ids[offset : offset + count].tolist()
-        return {"total": len(self.index.ids), "images": self.items(images)}
+        return {
+            "generation": self.index.about["generation"],
+            "total": len(self.index.ids),
+            "images": self.items(images),
+        }
 
     def image(self, image: int) -> Image:
         if self.index.position(image) is None:
@@ -256,8 +262,19 @@ def _counts(made: Round) -> dict[str, int]:
     return {"relevant": relevant, "irrelevant": len(made.marks) - relevant}
 
 
-def make_app(service: Service) -> FastAPI:
-    """The application; `protection.Protection` goes around it."""
+async def _opened(request: Request) -> Service:
+    return request.app.state.opened()
+
+
+Opened = Annotated[Service, Depends(_opened)]  # one for the whole of a request
+
+
+def make_app(opened: Callable[[], Service]) -> FastAPI:
+    """The application; `protection.Protection` goes around it.
+
+    Args:
+        opened: what is served now; asked at every request.
+    """
     app = FastAPI(
         title="air_jax",
         version=air_jax.__version__,
@@ -266,10 +283,11 @@ def make_app(service: Service) -> FastAPI:
         docs_url=None,  # their page loads scripts from elsewhere
         redoc_url=None,
     )
+    app.state.opened = opened
     _add_errors(app)
-    _add_images(app, service)
-    _add_sessions(app, service)
-    _add_exports(app, service)
+    _add_images(app)
+    _add_sessions(app)
+    _add_exports(app)
 
     @app.get("/", include_in_schema=False)
     def page() -> FileResponse:
@@ -302,16 +320,15 @@ def _add_errors(app: FastAPI) -> None:
         return answer(400, str(error))
 
 
-def _add_images(app: FastAPI, service: Service) -> None:
-    index = service.index
-
+def _add_images(app: FastAPI) -> None:
     @app.get("/api/index")
-    def about_index() -> dict[str, Any]:
+    def about_index(service: Opened) -> dict[str, Any]:
         """What the index holds, and what can be asked of it."""
         return service.about()
 
     @app.get("/api/images")
     def browse(
+        service: Opened,
         offset: Annotated[int, Query(ge=0, le=2**40)] = 0,
         count: Annotated[int, Query(ge=1, le=PER_PAGE)] = 200,
     ) -> dict[str, Any]:
@@ -320,36 +337,39 @@ def _add_images(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/images/find")
     def find(
+        service: Opened,
         text: Annotated[str, Query(min_length=1, max_length=500)],
         count: Annotated[int, Query(ge=1, le=PER_PAGE)] = 50,
     ) -> dict[str, Any]:
         """Images by path or a part of it, or by id."""
-        return {"images": [item(image) for image in index.find(text, count)]}
+        return {"images": [item(image) for image in service.index.find(text, count)]}
 
     @app.get("/api/images/{image}")
-    def describe(image: Id) -> dict[str, Any]:
+    def describe(image: Id, service: Opened) -> dict[str, Any]:
         """One image."""
         found = service.image(image)
         return item(found) | {"bytes": found.bytes}
 
     @app.get("/api/images/{image}/thumbnail", response_class=Response)
-    def thumbnail(image: Id, if_none_match: Annotated[str, Header()] = "") -> Response:
+    def thumbnail(
+        image: Id, service: Opened, if_none_match: Annotated[str, Header()] = ""
+    ) -> Response:
         """A small JPEG."""
         # Ids of another index on the same port are other images: a browser has to ask again.
-        tag = f'"{index.about["fingerprint"][:16]}-{image}"'
+        tag = f'"{service.index.about["fingerprint"][:16]}-{image}"'
         headers = {"cache-control": "private, no-cache", "etag": tag}
         if if_none_match == tag:
             return Response(status_code=304, headers=headers)
-        content = index.thumbnail(image)
+        content = service.index.thumbnail(image)
         if content is None:
             raise HTTPException(404, f"there is no thumbnail of image {image}")
         return Response(content, media_type="image/jpeg", headers=headers)
 
     @app.get("/api/images/{image}/preview", response_class=Response)
-    def preview(image: Id) -> Response:
+    def preview(image: Id, service: Opened) -> Response:
         """A JPEG of at most 1,024 pixels, made of the file in the indexed folder."""
         service.image(image)
-        path = index.file(image)
+        path = service.index.file(image)
         if path is None:
             raise HTTPException(404, f"the file of image {image} is not in the folder any more")
         try:
@@ -361,7 +381,7 @@ def _add_images(app: FastAPI, service: Service) -> None:
 
     @app.post(UPLOADS)
     async def upload(
-        request: Request, content_type: Annotated[str, Header()] = ""
+        request: Request, service: Opened, content_type: Annotated[str, Header()] = ""
     ) -> dict[str, Any]:
         """An example from outside the index: the image file is the body."""
         kind = content_type.partition(";")[0].strip().lower()
@@ -370,81 +390,82 @@ def _add_images(app: FastAPI, service: Service) -> None:
         return await run_in_threadpool(service.upload, await request.body())
 
     @app.get("/api/uploads/{token}/thumbnail", response_class=Response)
-    def upload_thumbnail(token: str) -> Response:
+    def upload_thumbnail(token: str, service: Opened) -> Response:
         """A small JPEG."""
         headers = {"cache-control": "private, max-age=86400"}  # tokens are not used again
         content = service.store.upload(token).thumbnail
         return Response(content, media_type="image/jpeg", headers=headers)
 
 
-def _add_sessions(app: FastAPI, service: Service) -> None:
-    store = service.store
+def _add_sessions(app: FastAPI) -> None:
     one = "/api/sessions/{token}"
 
     @app.get("/api/sessions")
-    def list_sessions() -> dict[str, Any]:
+    def list_sessions(service: Opened) -> dict[str, Any]:
         """Every session, the newest first."""
-        return {"sessions": store.summaries()}
+        return {"sessions": service.store.summaries()}
 
     @app.post("/api/sessions")
-    def start(asked: NewSession) -> dict[str, Any]:
+    def start(asked: NewSession, service: Opened) -> dict[str, Any]:
         """A new session and its first retrieval."""
         return service.start(asked)
 
     @app.get(one)
-    def show(token: str) -> dict[str, Any]:
+    def show(token: str, service: Opened) -> dict[str, Any]:
         """A session with the round shown."""
-        return service.shown(store.session(token))
+        return service.shown(service.store.session(token))
 
     @app.patch(one)
-    def rename(token: str, asked: Name) -> dict[str, Any]:
-        with store.change(token) as session:
+    def rename(token: str, asked: Name, service: Opened) -> dict[str, Any]:
+        with service.store.change(token) as session:
             session.name = asked.name
         return service.shown(session)
 
     @app.delete(one)
-    def delete(token: str) -> dict[str, Any]:
-        store.delete(token)
+    def delete(token: str, service: Opened) -> dict[str, Any]:
+        service.store.delete(token)
         return {}
 
     @app.post(one + "/marks")
-    def mark(token: str, asked: Marks) -> dict[str, Any]:
+    def mark(token: str, asked: Marks, service: Opened) -> dict[str, Any]:
         """Mark images; the answer is all marks. On disk when it comes."""
-        with store.change(token) as session:
+        with service.store.change(token) as session:
             service.mark(session, asked.marks)
         answer = service.shown(session)
         return {key: answer[key] for key in ("marks", "can_undo")}
 
     @app.post(one + "/uploads")
-    def add_examples(token: str, asked: Examples) -> dict[str, Any]:
+    def add_examples(token: str, asked: Examples, service: Opened) -> dict[str, Any]:
         """Further relevant examples from outside the index."""
-        with store.change(token) as session:
+        with service.store.change(token) as session:
             service.add_examples(session, asked.uploads)
         return service.shown(session)
 
     @app.post(one + "/rounds")
-    def next_round(token: str, asked: Annotated[NextRound, Body()]) -> dict[str, Any]:
+    def next_round(
+        token: str, asked: Annotated[NextRound, Body()], service: Opened
+    ) -> dict[str, Any]:
         """Learn from the marks and rank again."""
-        with store.change(token) as session:
+        with service.store.change(token) as session:
             service.next_round(session, asked)
         return service.shown(session)
 
     @app.post(one + "/back")
-    def back(token: str, asked: Step) -> dict[str, Any]:
+    def back(token: str, asked: Step, service: Opened) -> dict[str, Any]:
         """Show an earlier round; the next one goes on from there."""
-        with store.change(token) as session:
+        with service.store.change(token) as session:
             sessions.back(session, asked.round)
         return service.shown(session)
 
     @app.post(one + "/undo")
-    def undo(token: str) -> dict[str, Any]:
+    def undo(token: str, service: Opened) -> dict[str, Any]:
         """Take back the last mark, example, round or step."""
-        with store.change(token) as session:
+        with service.store.change(token) as session:
             sessions.undo(session)
         return service.shown(session)
 
 
-def _add_exports(app: FastAPI, service: Service) -> None:
+def _add_exports(app: FastAPI) -> None:
     one = "/api/sessions/{token}"
 
     def attachment(token: str, end: str) -> dict[str, str]:
@@ -452,21 +473,21 @@ def _add_exports(app: FastAPI, service: Service) -> None:
         return {"content-disposition": f'attachment; filename="session-{name}{end}"'}
 
     @app.get(one + "/export.json")
-    def export_json(token: str) -> JSONResponse:
+    def export_json(token: str, service: Opened) -> JSONResponse:
         """All that `python -m air_jax.replay` needs to repeat the session."""
         session = service.store.session(token)
         content = session_export.as_json(session, service.index, service.code_of)
         return JSONResponse(_without_surrogates(content), headers=attachment(token, ".json"))
 
     @app.get(one + "/export.csv", response_class=Response)
-    def export_csv(token: str) -> Response:
+    def export_csv(token: str, service: Opened) -> Response:
         """Path, score and mark of the images of the round shown, and of all marked ones."""
         text = session_export.as_csv(service.store.session(token), service.index)
         headers = attachment(token, ".csv")
         return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
 
     @app.get(one + "/model.npz", response_class=Response)
-    def model(token: str) -> Response:
+    def model(token: str, service: Opened) -> Response:
         """The ranking of the round shown: weights, or support vectors and coefficients."""
         content = service.model(service.store.session(token))
         headers = attachment(token, ".npz")

@@ -222,6 +222,17 @@ class Catalogue:
         )
         return [row[0] for row in rows]
 
+    def some_thumbnails(self, most: int) -> list[bytes]:
+        """JPEGs of at most so many images, spread evenly over the positions."""
+        rows = self.database.execute(
+            "SELECT image FROM thumbnails JOIN images ON id = image "
+            "WHERE position IS NOT NULL ORDER BY position"
+        ).fetchall()
+        count = min(most, len(rows))
+        chosen = [rows[place * len(rows) // count] for place in range(count)]
+        query = "SELECT jpeg FROM thumbnails WHERE image = ?"
+        return [self.database.execute(query, row).fetchone()[0] for row in chosen]
+
     def publish_rows(self, rows: list[tuple[str, dict[str, str]]], about: dict[str, Any]) -> None:
         """Make rows of vectors, (path, metadata) each, what the index is; ids are rows + 1."""
         values = (

@@ -122,7 +122,7 @@ def start(place: Place) -> None:
     does: the loss of another process makes JAX abort, which nothing in the same process can word.
 
     Raises:
-        ValueError: the others cannot be found.
+        ConnectionError: the others are not found in time.
     """
     global _place
     if place.processes == 1:
@@ -136,7 +136,7 @@ def start(place: Place) -> None:
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"the run's processes do not find each other: {error}") from error
+        raise ConnectionError(f"the run's processes do not find each other: {error}") from error
     _place = Place(place.coordinator, jax.process_count(), jax.process_index())
 
 

@@ -13,6 +13,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
+import air_jax.configs
 from air_jax import cluster, stopping
 from air_jax.datasets import cache_directory
 from air_jax.progress import say
@@ -45,6 +46,9 @@ def _start(main: Callable[[list[str]], int], argv: list[str]) -> int:
         cluster.start(cluster.find_place(told.coordinator, told.processes, told.process))
     except ValueError as error:
         fail(str(error))
+    except ConnectionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return STOPPED
     return main(argv)
 
 
@@ -101,10 +105,8 @@ def fail(message: str) -> NoReturn:
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """A config file or key that does not exist is an error in one line."""
-    files = [arg.partition("=")[2] for arg in argv if arg.startswith(("--config=", "-config="))]
-    for file in files:
-        if not Path(file.partition(":")[0]).is_file():
-            fail(f"--config={file}: there is no such file")
+    argv = _name_config_files(argv)
+    files = [arg.partition("=")[2] for arg in argv if arg.startswith("--config=")]
     try:
         others = app.parse_flags_with_usage(argv)[1:]
     except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
@@ -118,5 +120,38 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if others:
         fail(f"unexpected argument {others[0]!r}; flags begin with --")
     if flags.FLAGS.config is None:
-        fail("--config=FILE is missing; --config=configs/quickstart.py needs no data")
+        fail("--config=FILE is missing; --config=quickstart needs no data")
     return argv[:1]
+
+
+def _name_config_files(argv: list[str]) -> list[str]:
+    """The arguments with `--config=FILE` for each config, also where a packaged one is named."""
+    named = []
+    arguments = iter(argv)
+    for argument in arguments:
+        flag, equals, file = argument.partition("=")
+        if flag in ("--config", "-config"):
+            argument = f"--config={find_config(file if equals else next(arguments, ''))}"
+        named.append(argument)
+    return named
+
+
+def find_config(file: str) -> str:
+    """A config file's path: the file of that name, or else the packaged config; exits if neither.
+
+    Args:
+        file: path, or name of a packaged config, with or without `.py`; `:TEXT` for the config may
+            follow.
+    """
+    path, colon, text = file.partition(":")
+    if Path(path).is_file():
+        return file
+    packaged = {
+        config.stem: config
+        for folder in air_jax.configs.__path__
+        for config in sorted(Path(folder).glob("[!_]*.py"))
+    }
+    if path.removesuffix(".py") not in packaged:
+        fail(f"--config={file}: there is no such file, nor a config of air_jax's own, which are "
+             f"{', '.join(packaged)}")  # fmt: skip
+    return f"{packaged[path.removesuffix('.py')]}{colon}{text}"

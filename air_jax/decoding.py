@@ -47,6 +47,7 @@ class Decoded(NamedTuple):
         pixels: [S, S, C] uint8 as the net wants it; None if none was asked for.
         thumbnail: JPEG.
         error: why it cannot be used; None if it can.
+        lasting: whether the error stays until the file changes; one of reading it may not.
     """
 
     path: str
@@ -56,6 +57,7 @@ class Decoded(NamedTuple):
     pixels: np.ndarray | None = None
     thumbnail: bytes = b""
     error: str | None = None
+    lasting: bool = True
 
 
 def read_file(path: Path, limits: Limits) -> bytes:
@@ -150,6 +152,9 @@ def decode_file(
     """All that an index keeps of a file but its code; errors are in the result, never raised."""
     try:
         content = read_file(Path(folder, path), limits)
+    except ValueError as error:
+        return Decoded(path, error=str(error), lasting=False)
+    try:
         width, height = _size(content)
         picture = open_image(content, limits)
         pixels = None if shape is None else fit(picture, shape, how)
@@ -158,7 +163,7 @@ def decode_file(
     except ValueError as error:
         return Decoded(path, error=str(error))
     except MemoryError:
-        return Decoded(path, error="there is not enough memory to decode it")
+        return Decoded(path, error="there is not enough memory to decode it", lasting=False)
 
 
 def _size(content: bytes) -> tuple[int, int]:

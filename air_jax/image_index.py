@@ -5,6 +5,7 @@
     net.npz               the net that made the codes; not there for vectors
     checksums.json        of these three, while no indexer is at work; see `catalogue`
     index.json            what was found, for people and programs
+    contact_sheet.png     some of its images, for people
     sessions.sqlite       what people did with it; see `session_store`
 
 An image keeps its id as long as its content does not change; its position changes with the images
@@ -27,6 +28,7 @@ from air_jax.models import Net
 
 NET_FILE = "net.npz"
 SUMMARY_FILE = "index.json"
+SHEET_FILE = "contact_sheet.png"
 IDS_OF_A_QUERY = 500  # SQLite takes no more than so many values at once, to be safe
 
 
@@ -83,11 +85,13 @@ class ImageIndex:
         catalogue.check(path)
         self._local = threading.local()
         try:
-            meta = catalogue.read_meta(self._database())
-            rows = self._database().execute(
-                "SELECT id FROM images WHERE position IS NOT NULL ORDER BY position"
-            )
-            self.ids = np.array([row[0] for row in rows], np.int64)
+            with self._database() as database:
+                database.execute("BEGIN")  # an indexer may publish between the two
+                meta = catalogue.read_meta(database)
+                rows = database.execute(
+                    "SELECT id FROM images WHERE position IS NOT NULL ORDER BY position"
+                )
+                self.ids = np.array([row[0] for row in rows], np.int64)
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{path / catalogue.FILE} is damaged: {error}") from error
         if "published" not in meta:
@@ -106,6 +110,10 @@ class ImageIndex:
         self._net_access = threading.Lock()
         if self.about["model"] is not None and not (path / NET_FILE).is_file():
             raise FileNotFoundError(f"{path / NET_FILE} is missing: it encodes uploads")
+
+    def is_newest(self) -> bool:
+        """Whether nothing was published since this was opened."""
+        return catalogue.read_meta(self._database()).get("published") == self.about
 
     def position(self, image: int) -> int | None:
         """Where an image is in the store; None if it is not in the index."""

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from air_jax import code_store, decode_pool, encode, image_files, net_file, sharding
+from air_jax import code_store, contact_sheet, decode_pool, encode, image_files, net_file, sharding
 from air_jax.catalogue import Catalogue, codes_name
 from air_jax.decode_pool import Task
 from air_jax.decoding import Decoded, Limits, read_file
 from air_jax.files import write_json
 from air_jax.image_files import File
-from air_jax.image_index import NET_FILE, SUMMARY_FILE
+from air_jax.image_index import NET_FILE, SHEET_FILE, SUMMARY_FILE
 from air_jax.progress import Progress, say
 
 BATCH = 256  # images encoded at once, and committed
@@ -96,7 +96,7 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
         }
         _publish(catalogue, update.images, about, out)
         summary = _summary(catalogue, update, walk.others, time.monotonic() - started)
-        write_json(out / SUMMARY_FILE, summary)
+        _show(catalogue, summary, out)
     return summary
 
 
@@ -152,7 +152,7 @@ def index_vectors(
         broken = {path: reason for path, (_, _, reason) in catalogue.broken().items()}
         update = _Update(catalogue.published(), broken, len(codes), 0, fingerprint)
         summary = _summary(catalogue, update, 0, time.monotonic() - started)
-        write_json(out / SUMMARY_FILE, summary)
+        _show(catalogue, summary, out)
     return summary
 
 
@@ -277,9 +277,9 @@ class _Encoder:
             codes = [np.asarray(next(made), "<f4").tobytes() if c is None else c for c in codes]
         rows = zip(self.waiting, codes, strict=True)
         self.catalogue.add([(self.files[one.path], one, code) for one, code in rows])
-        errors = [(self.files[one.path], str(one.error)) for one in self.unusable]
+        errors = [(self.files[one.path], str(one.error)) for one in self.unusable if one.lasting]
         self.catalogue.add_broken(errors)
-        self.broken |= {file.path: reason for file, reason in errors}
+        self.broken |= {one.path: str(one.error) for one in self.unusable}
         self.added += len(self.waiting)
         self.waiting, self.unusable = [], []
 
@@ -343,6 +343,16 @@ def _summary(catalogue: Catalogue, update: _Update, others: int, seconds: float)
         "images_per_second": update.added / seconds,
         "broken": broken,
     }
+
+
+def _show(catalogue: Catalogue, summary: dict[str, Any], out: Path) -> None:
+    """What was found, in a file for programs and in a picture for people."""
+    thumbnails = catalogue.some_thumbnails(contact_sheet.MOST)
+    if thumbnails:
+        contact_sheet.write(out / SHEET_FILE, thumbnails)
+    else:
+        (out / SHEET_FILE).unlink(missing_ok=True)  # of vectors that had images before
+    write_json(out / SUMMARY_FILE, summary)
 
 
 def _read_vectors(path: Path) -> np.ndarray:

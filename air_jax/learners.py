@@ -3,6 +3,7 @@
 A learner sees codes and marks, never a label. They are chosen by name from `LEARNERS`.
 """
 
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 
 from air_jax import scoring, svm
 from air_jax.scoring import OUTSIDE, Kernel, Linear, Mixture, Near, Scorer
@@ -150,11 +152,18 @@ def discriminant(
     covariance = space.covariance.astype(np.float64)
     mean_variance = max(np.trace(covariance) / dimension, np.finfo(np.float32).tiny)
     covariance = covariance + shrinkage * mean_variance * np.eye(dimension)
-    normals = np.linalg.solve(covariance, target.T).T
+    with _blas().limit(limits=1, user_api="blas"):
+        normals = np.linalg.solve(covariance, target.T).T
     intercept = -(normals * target).sum(axis=1) / 2
     weights = normals * space.scale  # of standardised codes
     scorer = Linear(weights.astype(np.float32), intercept.astype(np.float32))
     return Lesson(scorer, np.ones(len(queries), bool), _nothing(queries), signed=True)
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    """BLAS's threads: of so small an equation they wait for each other, beside other work long."""
+    return threadpoolctl.ThreadpoolController()
 
 
 class _Samples(NamedTuple):

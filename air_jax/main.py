@@ -13,7 +13,9 @@ from air_jax.progress import say
 from air_jax.workdir import FIGURES_FOLDER, RESULTS_FILE, STAGES, WorkDir, all_needs
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file; its keys can be changed by --config.KEY=VALUE."
+    "config",
+    None,
+    "Config file, or the name of one of air_jax's own; --config.KEY=VALUE changes a key.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run. Default: runs/<name of the config file>."

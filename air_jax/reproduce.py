@@ -13,15 +13,24 @@ from ml_collections import config_flags
 from air_jax import choices, cluster, command, figure3, figure4, plan, sweep, sweep_report
 from air_jax.claims_page import DETAILS
 from air_jax.progress import say
+from air_jax.sweep_report import Figure
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file with a sweep; its keys can be changed by --config.KEY=VALUE."
+    "config",
+    None,
+    "Config file with a sweep, or the name of one of air_jax's own; --config.KEY=VALUE changes it.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the sweep. Default: runs/<sweep.name of the config>."
 )
 _ONLY = flags.DEFINE_list(
     "only", [], "Do only members whose names begin so, comma-separated: depth40/asymmetric"
+)
+_PART = flags.DEFINE_string(
+    "part", "0/1", "I/N: of these every Nth from the Ith on, from 0; the others are left to others."
+)
+_STAGES = flags.DEFINE_list(
+    "stages", ["members", "report"], "What to do, comma-separated, of members, report."
 )
 _OVERWRITE = flags.DEFINE_boolean(
     "overwrite", False, "Start the chosen members anew; what was there is kept aside."
@@ -36,7 +45,12 @@ flags.DEFINE_alias("dry-run", "dry_run")
 
 # One seed of each net, a few steps on few small images: no claim can be decided.
 _SMOKE_SIZE = {
-    "data": {"size": 16, "keep_database_per_class": 10, "keep_queries_per_class": 2},
+    "data": {
+        "size": 16,
+        "keep_database_per_class": 10,
+        "keep_queries_per_class": 2,
+        "train_images": 0,
+    },
     "model": {"width": 8, "pools": 2},
     "train": {"epochs": 2, "dtype": "float32", "warmup_steps": 2},
     "feedback": {"queries": 100},
@@ -64,13 +78,16 @@ def main(argv: list[str]) -> int:
 def _run(config: ml_collections.ConfigDict, path: Path) -> list[str]:
     """Returns the names of the members that failed."""
     job = plan.load(config)
+    for stage in _STAGES.value or [""]:
+        if stage not in ("members", "report"):
+            raise ValueError(f"--stages: {stage!r} is not one of members, report")
     figure = FIGURES.get(config.sweep.figure)
     if figure is None:
         known = ", ".join(FIGURES)
         raise ValueError(f"sweep.figure={config.sweep.figure!r}: expected one of {known}")
     members = sweep.make_members(job, path)
-    chosen = sweep.select(members, _ONLY.value)
-    anew = _OVERWRITE.value
+    chosen = sweep.part(sweep.select(members, _ONLY.value), _PART.value)
+    anew = _OVERWRITE.value and "members" in _STAGES.value
     if not anew or not _DRY_RUN.value:
         sweep.prepare(chosen, anew)
     if _DRY_RUN.value:
@@ -78,17 +95,26 @@ def _run(config: ml_collections.ConfigDict, path: Path) -> list[str]:
         return []
     path.mkdir(parents=True, exist_ok=True)
     command.keep_compilations()
-    failed = sweep.run(chosen, figure.stages, config.sweep.seeds_together)
+    failed = []
+    if "members" in _STAGES.value:
+        failed = sweep.run(chosen, figure.stages, config.sweep.seeds_together)
+    if "report" in _STAGES.value:
+        _report(figure, job, members, path)
+    if cluster.is_first():
+        for name in failed:
+            say(f"failed: {name} ({sweep.error_of(next(m for m in members if m.name == name))})")
+    return failed
+
+
+def _report(figure: Figure, job: plan.Job, members: list[sweep.Member], path: Path) -> None:
+    """Write what the members that are done show, and say the main of it."""
     baselines = sweep.baselines_ap(job, path)
     if not cluster.is_first():
-        return failed
+        return
     written = sweep_report.write(figure, job, members, baselines, path)
     summary = (path / written[-1]).read_text().partition(DETAILS)[0].strip()
     say(f"\n{summary}\n")
     say(", ".join(str(path / name) for name in written))
-    for name in failed:
-        say(f"failed: {name} ({sweep.error_of(next(m for m in members if m.name == name))})")
-    return failed
 
 
 if __name__ == "__main__":

@@ -142,8 +142,10 @@ def scores(space: Space, scorer: Scorer) -> jax.Array:
 def of_codes(scorer: Scorer, centred: jax.Array, scale: jax.Array) -> jax.Array:
     """Scores [B, n] of any codes [n, D], the database's mean off; `scale` [D] is its deviation."""
     match scorer:
+        case Near(points) if len(points) == 1:
+            return -svm.squared_lengths(centred - points)[None]
         case Near(points):
-            lengths = jnp.sum(centred**2, axis=1)
+            lengths = svm.squared_lengths(centred)
             return retrieval.negative_distances(points, Database(centred, lengths, points[0]))
         case Mixture(kernel, near, weights):
             parts = of_codes(kernel, centred, scale), of_codes(near, centred, scale)

@@ -61,6 +61,7 @@ def _run() -> None:
     import jax
 
     from air_jax.api import UPLOADS, Service, make_app
+    from air_jax.following import Following
     from air_jax.protection import Bounds, Protection
     from air_jax.session_store import SessionStore
 
@@ -72,12 +73,19 @@ def _run() -> None:
     store.delete_unused_uploads(yesterday.isoformat(timespec="milliseconds"))
     limits = Limits(bytes=_MEGABYTES.value * 10**6, pixels=_MEGAPIXELS.value * 10**6)
     service = Service(index, store, limits)
+
+    def reopen() -> Service:
+        newer = Service(ImageIndex(index.path), store, limits)
+        _warm_up(newer)
+        return newer
+
+    following = Following(service, reopen)
     local = is_local(_HOST.value)
     token = _TOKEN.value or os.environ.get(TOKEN_VARIABLE) or None
     if token is None and not local:
         token = secrets.token_urlsafe(24)
     protected = Protection(
-        make_app(service),
+        make_app(lambda: following.service),
         hosts=(*LOCAL, _HOST.value),
         token=token,
         upload_path=UPLOADS,
@@ -92,6 +100,7 @@ def _run() -> None:
     if not local:
         say("whoever has this address sees the images; traffic is not encrypted")
     threading.Thread(target=_warm_up, args=[service], daemon=True).start()
+    following.start()
     if _OPEN.value:
         webbrowser.open(address)
     config = uvicorn.Config(
@@ -99,6 +108,7 @@ def _run() -> None:
         timeout_graceful_shutdown=5,
     )  # fmt: skip
     uvicorn.Server(config).run([listening])
+    following.end()
     store.close()
     say("ended")
 

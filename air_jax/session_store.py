@@ -6,6 +6,7 @@ import json
 import secrets
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +70,9 @@ class SessionStore:
             self._database.close()
             raise ValueError(f"{path} cannot be read: {error}") from error
         self._access = threading.Lock()
-        self._being_changed: dict[str, threading.Lock] = {}
+        self._being_changed: weakref.WeakValueDictionary[str, threading.Lock] = (
+            weakref.WeakValueDictionary()  # a lock lives as long as someone holds or awaits it
+        )
 
     def close(self) -> None:
         with self._access:

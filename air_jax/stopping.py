@@ -35,19 +35,19 @@ def deferred() -> Iterator[Asked]:
     """Within it Ctrl-C and SIGTERM are only noted.
 
     The function it yields tells what to raise when it suits, or None: a step that is cut off has
-    donated its state away, and there would be nothing to save. The same signal again interrupts at
-    once. Of several processes all stop after the same step, whichever got the signal. Outside the
-    main thread signals are left alone.
+    donated its state away, and there would be nothing to save. Ctrl-C again interrupts at once;
+    SIGTERM again does not, as schedulers may send it more than once. Of several processes all stop
+    after the same step, whichever got the signal. Outside the main thread signals are left alone.
     """
     noted: type[KeyboardInterrupt] | None = None
 
     def note(signum: int, frame: FrameType | None) -> None:
         nonlocal noted
         wanted = Terminated if signum == signal.SIGTERM else KeyboardInterrupt
-        if noted is wanted:
+        if noted is wanted is KeyboardInterrupt:
             raise wanted
         noted = noted or wanted
-        say("stopping after the steps under way; once more to stop at once")
+        say("stopping after the steps under way; Ctrl-C once more to stop at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None

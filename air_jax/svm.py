@@ -374,7 +374,7 @@ def linear_weights(machines: Machine) -> np.ndarray:
 @jax.jit
 def rbf_decisions(machines: Machine, codes: jax.Array) -> jax.Array:
     """Decision values [B, N] of B RBF machines for codes [N, D], one machine at a time."""
-    norms = jnp.sum(codes**2, axis=1)
+    norms = squared_lengths(codes)
 
     def decide(machine: Machine) -> jax.Array:
         products = jnp.matmul(machine.support, codes.T, precision="highest")
@@ -384,6 +384,11 @@ def rbf_decisions(machines: Machine, codes: jax.Array) -> jax.Array:
         return values + machine.intercept
 
     return jax.lax.map(decide, machines)
+
+
+def squared_lengths(codes: jax.Array) -> jax.Array:
+    """[N] of codes [N, D]. As a product: on a CPU XLA takes three times as long to sum rows."""
+    return jnp.matmul(codes**2, jnp.ones(codes.shape[1], codes.dtype), precision="highest")
 
 
 def rbf_decisions_of_shared(

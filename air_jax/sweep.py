@@ -103,6 +103,18 @@ def select(members: list[Member], only: list[str]) -> list[Member]:
     return [m for m in members if not only or m.name.startswith(tuple(only))]
 
 
+def part(members: list[Member], which: str) -> list[Member]:
+    """Every Nth of the members, from the Ith on, of `which` "I/N"; the N parts are all of them.
+
+    Raises:
+        ValueError: it is not of that form, or not 0 <= I < N.
+    """
+    index, _, count = which.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"--part={which}: expected I/N with 0 <= I < N")
+    return members[int(index) :: int(count)]
+
+
 def prepare(members: list[Member], anew: bool) -> None:
     """Make sure that the members' folders are theirs; with `anew` set aside what is in them.
 

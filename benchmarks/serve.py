@@ -1,14 +1,19 @@
 """Seconds of a round as a browser waits for it: `air_jax.serve` over HTTP, from marks to results.
 
+Also those to the first results: from starting the server, over HTTP, and in Chromium from opening
+the page, where Playwright and Chromium are installed.
+
 Starts the server as a process of its own on an index of random vectors (or on `--index`), and lets
 users search at once or one after another: each starts from an image, marks ten of what is shown,
 asks for the next round, four times.
 """
 
+import importlib.util
 import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,7 +27,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from air_jax import indexing
+from air_jax import code_store, indexing
 from benchmarks import measure
 
 MARKS, ROUNDS, SHOWN = 10, 4, 60
@@ -72,7 +77,7 @@ class Server:
 
     def __init__(self, index: Path):
         command = [sys.executable, "-m", "air_jax.serve", f"--index={index}", "--port=0"]
-        started = time.perf_counter()
+        self.started = started = time.perf_counter()
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         for line in self.process.stdout or ():
             if found := re.match(r"open (http\S+)", line):
@@ -96,6 +101,44 @@ class Server:
         self.process.wait()
 
 
+def seconds_to_first_results(server: Server) -> float:
+    """From starting the server to the results of the first image over HTTP; before any warm-up."""
+    user = User(server.address, 1, seed=0)
+    user.ask("first", "sessions", {"images": [1], "count": SHOWN})
+    return time.perf_counter() - server.started
+
+
+def seconds_in_chromium(server: Server, rounds: int = 5) -> dict[str, float] | None:
+    """From opening the page to images, and from a click on one to its results; None without it.
+
+    The median of some fresh visits.
+    """
+    chromium = shutil.which("chromium")
+    if chromium is None or importlib.util.find_spec("playwright") is None:
+        return None
+    from playwright.sync_api import sync_playwright
+
+    opened, searched = [], []
+    with sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu"]
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        for _ in range(rounds):
+            context = browser.new_context(viewport={"width": 1280, "height": 800})
+            page = context.new_page()
+            started = time.perf_counter()
+            page.goto(server.address)
+            first = page.locator("#browse .tile[data-image]").first
+            first.wait_for()
+            opened.append(time.perf_counter() - started)
+            started = time.perf_counter()
+            first.locator(".picture").click()
+            page.locator("#results .tile[data-image]").first.wait_for()
+            searched.append(time.perf_counter() - started)
+            context.close()
+        browser.close()
+    return {"open": float(np.median(opened)), "first_results": float(np.median(searched))}
+
+
 def at_size(size: int, args: Any, folder: Path) -> dict[str, Any]:
     """One user, one after another, on an index of random vectors."""
     rng = np.random.default_rng(0)
@@ -105,8 +148,9 @@ def at_size(size: int, args: Any, folder: Path) -> dict[str, Any]:
         part = codes[start : start + 2**16]
         part[:] = rng.normal(size=part.shape)
     out = folder / f"index-{size}"
-    indexing.index_vectors(vectors, None, None, out, indexing.Options())
+    indexing.index_vectors(vectors, None, None, out, indexing.Options(storage=args.storage))
     server = Server(out)
+    to_first_results = seconds_to_first_results(server)
     user = User(server.address, size, seed=0)
     for _ in range(args.warm_up):
         user.search(args.learner)
@@ -119,6 +163,8 @@ def at_size(size: int, args: Any, folder: Path) -> dict[str, Any]:
     memory = server.megabytes()
     row = {"size": size, "learner": args.learner, "errors": user.errors, "memory_mb": memory}
     row |= {"seconds_to_start": server.seconds_to_start, "slowest_cold_round_seconds": cold}
+    row |= {"seconds_to_first_results": to_first_results}
+    row |= {"seconds_in_chromium": seconds_in_chromium(server)}
     row |= {kind: milliseconds(values) for kind, values in user.seconds.items()}
     if args.minutes and size == args.sizes[0]:
         row["together"] = together(server, size, args)
@@ -160,6 +206,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[60_000, 1_000_000])
     parser.add_argument("--dimension", type=int, default=128)
     parser.add_argument("--learner", default="discriminant")
+    parser.add_argument("--storage", default="float32", choices=code_store.STORAGES)
     parser.add_argument("--sessions", type=int, default=25, help="of one user, one by one")
     parser.add_argument("--warm-up", type=int, default=2, help="sessions before, not counted")
     parser.add_argument("--users", type=int, default=20, help="at once, at the first size")
@@ -180,7 +227,12 @@ def main() -> None:
             for quantile in ("p50", "p95"):
                 name = f"{kind}_{quantile}_ms_{row['size'] / 1e6:g}m"
                 summary[name] = row[kind].get(quantile)
-        summary[f"server_mb_{row['size'] / 1e6:g}m"] = row["memory_mb"]["own"]
+        millions = f"{row['size'] / 1e6:g}m"
+        summary[f"server_mb_{millions}"] = row["memory_mb"]["own"]
+        summary[f"start_to_first_results_s_{millions}"] = row["seconds_to_first_results"]
+        in_chromium = row["seconds_in_chromium"] or {"open": None, "first_results": None}
+        summary[f"chromium_open_s_{millions}"] = in_chromium["open"]
+        summary[f"chromium_first_results_s_{millions}"] = in_chromium["first_results"]
         if "together" in row:
             summary["together_round_p95_ms"] = row["together"]["round"].get("p95")
             summary["together_errors"] = len(row["together"]["errors"])

@@ -31,9 +31,9 @@ default_devices() {
 flag=--xla_force_host_platform_device_count
 xla_flags=${XLA_FLAGS:-}
 if [ -n "${DEVICES:-}" ] || [[ $xla_flags != *"$flag"* ]]; then
-  devices=${DEVICES:-$(default_devices)}
-  [[ $devices =~ ^[1-9][0-9]*$ ]] || fail "DEVICES=$devices: expected a whole number from 1 on"
-  xla_flags+="${xla_flags:+ }$flag=$devices" # of two, XLA takes the last
+  DEVICES=${DEVICES:-$(default_devices)}
+  whole_number DEVICES
+  xla_flags+="${xla_flags:+ }$flag=$DEVICES" # of two, XLA takes the last
 fi
 # JAX_NUM_CPU_DEVICES would win over the flag.
 launch env -u JAX_NUM_CPU_DEVICES JAX_PLATFORMS=cpu "XLA_FLAGS=$xla_flags" \

@@ -4,13 +4,14 @@
 #
 #   launch/demo.sh [arguments of air_jax.serve]
 #
-# Environment: PYTHON=interpreter, EXTRAS=cuda or tpu for an accelerator.
+# Environment: PYTHON=interpreter, VENV=its environment (.venv), EXTRAS=cuda or tpu for an
+# accelerator.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
 make_environment "app${EXTRAS:+,$EXTRAS}"
-.venv/bin/python -m air_jax.main --config=configs/quickstart.py --stages=train
-.venv/bin/python launch/demo_images.py runs/demo/images
-.venv/bin/python -m air_jax.index \
+"$venv/bin/python" -m air_jax.main --config=configs/quickstart.py --stages=train
+"$venv/bin/python" -m air_jax.demo_images runs/demo/images
+"$venv/bin/python" -m air_jax.index \
   --images=runs/demo/images --model=runs/quickstart --out=runs/demo/index
-exec .venv/bin/python -m air_jax.serve --index=runs/demo/index --open "$@"
+exec "$venv/bin/python" -m air_jax.serve --index=runs/demo/index --open "$@"

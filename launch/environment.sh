@@ -1,9 +1,12 @@
 # shellcheck shell=bash
 # Sourced by the other scripts, from the repository's root.
 #
-#   make_environment EXTRAS            makes .venv and installs air_jax in it
+#   make_environment EXTRAS            makes the environment and installs air_jax in it
 #                                      EXTRAS: "", "test", "cuda,test", ... (see setup.py)
-#   default_config FILE ARGUMENT...    sets `arguments`, --config=FILE added if none is there
+#   $venv                              its folder: VENV from the environment, or .venv
+#   default_config FILE ARGUMENT...    sets `arguments`, --config=FILE added if none is there;
+#                                      none is if FILE is ""
+#   whole_number NAME                  fails unless the variable NAME is a whole number from 1 on
 #   read_options FILE ARGUMENT...      likewise, after a leading --help or --dry-run of the script's
 #   launch COMMAND...                  becomes COMMAND; after --dry-run, prints it as bash reads it
 #   quote WORD...                      prints the words as bash reads them back
@@ -12,6 +15,7 @@
 # make_environment takes the newest supported interpreter that runs, or the one in PYTHON. A second
 # call with the same setup.py starts at once.
 
+venv=${VENV:-.venv}
 supported='import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 
 find_python() {
@@ -31,21 +35,26 @@ find_python() {
 
 make_environment() {
   local extras=$1 python stamp want
-  if [ -n "${PYTHON:-}" ] || ! .venv/bin/python -c "$supported" >/dev/null 2>&1; then
+  if [ -n "${PYTHON:-}" ] || ! "$venv/bin/python" -c "$supported" >/dev/null 2>&1; then
     python=$(find_python) || return 1
     if [ "$("$python" -c 'import sys; print(sys.version)')" != \
-      "$(.venv/bin/python -c 'import sys; print(sys.version)' 2>/dev/null)" ]; then
-      echo "environment: .venv with $("$python" --version)"
-      rm -rf .venv
-      "$python" -m venv .venv || return 1
+      "$("$venv/bin/python" -c 'import sys; print(sys.version)' 2>/dev/null)" ]; then
+      if [ -n "${VENV:-}" ] && [ -e "$venv" ] && [ ! -e "$venv/.air_jax" ]; then
+        fail "VENV=$venv has another Python than $python, and was not made here: it is left alone"
+      fi
+      echo "environment: $venv with $("$python" --version)"
+      rm -rf "$venv"
+      "$python" -m venv "$venv" && touch "$venv/.air_jax" || return 1
     fi
   fi
-  stamp=".venv/.installed-${extras:-base}"
+  stamp="$venv/.installed-${extras:-base}"
   want=$(cksum setup.py)
+  # What any extra came with is enough for none.
+  [ -n "$extras" ] || ! grep -qsxF "$want" "$venv"/.installed-* || return 0
   if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
     echo "environment: installing air_jax${extras:+[$extras]} and what it needs (minutes)"
-    .venv/bin/python -m pip install -qq --upgrade pip || return 1
-    .venv/bin/python -m pip install -qq --editable ".${extras:+[$extras]}" || return 1
+    "$venv/bin/python" -m pip install -qq --upgrade pip || return 1
+    "$venv/bin/python" -m pip install -qq --editable ".${extras:+[$extras]}" || return 1
     echo "$want" >"$stamp"
   fi
 }
@@ -55,6 +64,7 @@ default_config() {
   local file=$1 argument
   shift
   arguments=("$@")
+  [ -n "$file" ] || return 0
   for argument in "$@"; do
     case $argument in
       --config | --config=* | -config | -config=*) return ;;
@@ -92,6 +102,10 @@ quote() {
   local line
   printf -v line '%q ' "$@"
   printf '%s\n' "${line% }"
+}
+
+whole_number() {
+  [[ ${!1} =~ ^[1-9][0-9]*$ ]] || fail "$1=${!1}: expected a whole number from 1 on"
 }
 
 fail() {

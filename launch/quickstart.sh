@@ -3,10 +3,11 @@
 #
 #   launch/quickstart.sh [arguments of air_jax.main]
 #
-# Environment: PYTHON=interpreter, EXTRAS=cuda or tpu for an accelerator.
+# Environment: PYTHON=interpreter, VENV=its environment (.venv), EXTRAS=cuda or tpu for an
+# accelerator.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
 make_environment "${EXTRAS:-}"
 default_config configs/quickstart.py "$@"
-exec .venv/bin/python -m air_jax.main "${arguments[@]}"
+exec "$venv/bin/python" -m air_jax.main "${arguments[@]}"

@@ -3,7 +3,7 @@
 #
 #   launch/test.sh [--all] [arguments of pytest]
 #
-# Environment: PYTHON=interpreter.
+# Environment: PYTHON=interpreter, VENV=its environment (.venv).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
@@ -13,4 +13,4 @@ if [ "${1:-}" = --all ]; then
 else
   set -- -m "not long" "$@"
 fi
-exec .venv/bin/python -m pytest "$@"
+exec "$venv/bin/python" -m pytest "$@"

@@ -4,8 +4,9 @@
 #   launch/tpu_pod.sh [--help | --dry-run] [arguments of air_jax.main]
 #
 # --dry-run prints the command, needs no gcloud and changes nothing; anywhere but first it is the
-# program's own. Without --config: configs/depth40.py. No TPU was at hand: the command is tested,
-# a run on a slice is not.
+# program's own. Without --config: configs/depth40.py. The workers find each other by what the slice
+# tells them, and share each batch; of several, --workdir must be a folder that all of them see, such
+# as a mounted Filestore. No TPU was at hand: the command is tested, a run on a slice is not.
 #
 # Environment:
 #   TPU_NAME, ZONE  of the slice; needed

@@ -5,6 +5,7 @@ small nets.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -57,6 +58,17 @@ def small_config() -> ml_collections.ConfigDict:
     config.report.queries = 2
     config.lock()
     return config
+
+
+@pytest.fixture
+def unprivileged() -> list[str]:
+    """What comes before a command to take from root the right to read what is closed to all."""
+    if os.geteuid() != 0:
+        return []
+    prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    if shutil.which("setpriv") is None or subprocess.run([*prefix, "true"]).returncode:
+        pytest.skip("root reads everything, and setpriv cannot take that from it here")
+    return prefix
 
 
 def class_images(count: int, classes: int = 4, size: int = 8, seed: int = 0):

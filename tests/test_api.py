@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ pytest.importorskip("httpx", reason="httpx is not installed (pip install 'air_ja
 from fastapi.testclient import TestClient
 
 from air_jax.api import Service, make_app
+from air_jax.following import Following
 
 ROOT = Path(__file__).parent.parent
 SIZE = 40
@@ -42,7 +44,7 @@ def index(trained_run, tmp_path_factory) -> Path:
 
 def open_client(index: Path, sessions: Path) -> TestClient:
     service = Service(ImageIndex(index), SessionStore(sessions), LIMITS)
-    return TestClient(make_app(service), raise_server_exceptions=False)
+    return TestClient(make_app(lambda: service), raise_server_exceptions=False)
 
 
 @pytest.fixture
@@ -352,6 +354,76 @@ def test_marks_of_images_that_left_the_index_are_passed_over(trained_run, tmp_pa
     assert found["round"]["results"][0]["label"] == "(no longer in the index)"
     assert gone not in shown(go_on(client, session))
     assert client.get(f"/api/sessions/{session['session']}/export.csv").status_code == 200
+
+
+@pytest.fixture
+def followed(trained_run, tmp_path):
+    """A folder of pictures, what indexes it, and the interface as `serve` runs it."""
+    folder, out = tmp_path / "pictures", tmp_path / "index"
+    write_pictures(folder, 12)
+
+    def index():
+        return indexing.index_images(folder, trained_run, out, Options())
+
+    def opened() -> Service:
+        return Service(ImageIndex(out), store, LIMITS)
+
+    index()
+    store = SessionStore(tmp_path / "sessions.sqlite")
+    following = Following(opened(), opened)
+    client = TestClient(make_app(lambda: following.service), raise_server_exceptions=False)
+    return folder, index, following, client
+
+
+def test_an_index_made_anew_is_served_without_a_new_start_and_sessions_go_on(followed):
+    folder, index, following, client = followed
+    session = start(client, images=[5], count=11)
+    gone, kept = shown(session)[:2]
+    mark(client, session, **{f"i{gone}": True, f"i{kept}": False})
+    assert following.look() is False
+    before = following.service
+    before.index.file(gone).unlink()
+    (folder / "new.png").write_bytes(png(colour="blue"))
+    index()
+    assert ask(client, "GET", "/index")["generation"] == 1
+    assert shown(go_on(client, session))  # the codes it was opened with can still be read
+    assert following.look() is True
+    assert following.look() is False
+    about = ask(client, "GET", "/index")
+    assert (about["generation"], about["size"]) == (2, 12)
+    (new,) = ask(client, "GET", "/images/find?text=new.png")["images"]
+    found = shown(go_on(client, session, count=12))
+    assert new["image"] in found
+    assert not {gone, kept} & set(found)
+    assert len(ask(client, "GET", f"/sessions/{session['session']}")["marks"]) == 2
+    uploaded = start(client, uploads=[upload(client, png(colour="blue"))["upload"]])
+    assert shown(uploaded)[0] == new["image"]
+    assert len(before.index.store.exact) == 12
+
+
+def test_an_index_that_cannot_be_opened_anew_is_still_served_as_it_was(followed):
+    folder, index, following, client = followed
+    (folder / "new.png").write_bytes(png(colour="blue"))
+    index()
+    codes = next((folder.parent / "index").glob("codes-*/codes.npy"))
+    content = codes.read_bytes()
+    codes.write_bytes(content[:-100])
+    assert following.look() is False
+    assert len(shown(start(client, images=[5]))) == 6
+    codes.write_bytes(content)
+    assert following.look() is True
+
+
+def test_a_server_notices_by_itself_that_its_index_was_made_anew(followed):
+    folder, index, following, _ = followed
+    following.start(seconds=0.01)
+    (folder / "new.png").write_bytes(png(colour="blue"))
+    index()
+    end = time.monotonic() + 60
+    while following.service.index.about["size"] == 12 and time.monotonic() < end:
+        time.sleep(0.01)
+    following.end()
+    assert following.service.index.about["size"] == 13
 
 
 def test_the_interface_is_described(client):

@@ -33,6 +33,7 @@ TINY = {
         *("--sizes", "500", "--dimension=8", "--sessions=1", "--warm-up=1"),
         *("--users=2", "--minutes=0.01"),
     ],
+    "indexing": ["--images=300", "--source=random", "--workers=1"],
 }
 NAMED = {
     "train_throughput": {
@@ -57,7 +58,14 @@ NAMED = {
         "linear_ratio_to_sklearn",
         "rbf_ratio_to_sklearn",
     },
-    "serve": {"first_p50_ms_0.0005m", "round_p95_ms_0.0005m", "together_errors", "errors"},
+    "serve": {
+        *("first_p50_ms_0.0005m", "round_p95_ms_0.0005m", "together_errors", "errors"),
+        "start_to_first_results_s_0.0005m",
+    },
+    "indexing": {
+        f"{part}_images_per_second"
+        for part in ("new", "unchanged", "walk", "read_and_hash", "decode", "encode", "sqlite")
+    },
 }
 
 

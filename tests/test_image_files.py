@@ -1,6 +1,8 @@
 """Folders with everything in them that is no plain image file."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -62,10 +64,15 @@ def test_a_folder_in_it_can_be_left_out(tmp_path):
     assert names(image_files.walk(tmp_path, without=tmp_path / "index")) == ["b.png"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root can read every folder")
-def test_a_folder_that_cannot_be_read_is_listed(tmp_path):
+def test_a_folder_that_cannot_be_read_is_listed(tmp_path, unprivileged):
     (tmp_path / "closed").mkdir(mode=0)
-    assert image_files.walk(tmp_path).unusable[0][0] == "closed"
+    program = (
+        "import sys, pathlib; from air_jax import image_files; "
+        "print(image_files.walk(pathlib.Path(sys.argv[1])).unusable)"
+    )
+    command = [*unprivileged, sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[('closed', 'the folder cannot be read: Permission denied')]\n"
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path):

@@ -4,19 +4,22 @@ import csv
 import fcntl
 import io
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import killed
 import numpy as np
 import pytest
 from conftest import write_pictures
 from faults import index_content as content
 from PIL import Image
 
-from air_jax import decode_pool, decoding, encode, indexing, net_file
+from air_jax import contact_sheet, decode_pool, decoding, encode, indexing, net_file
 from air_jax.image_index import ImageIndex
 from air_jax.indexing import Options
 
@@ -71,6 +74,24 @@ def test_codes_are_those_of_the_net_and_details_those_of_the_files(folder, made,
     np.testing.assert_allclose(index.store.exact, expected, rtol=1e-4, atol=1e-4)
     uploaded = index.encode(Image.open(folder / images[3].path).convert("RGB"))
     np.testing.assert_allclose(uploaded, index.store.exact[3], rtol=1e-4, atol=1e-4)
+
+
+def test_a_contact_sheet_shows_some_of_the_images_in_their_order(folder, made):
+    index = ImageIndex(made)
+    with Image.open(made / "contact_sheet.png") as sheet:
+        sheet = sheet.convert("RGB")
+    step = contact_sheet.CELL + contact_sheet.GAP
+    assert sheet.size == (10 * step + 4, 4 * step + 4)  # 40 images
+    for place in (0, 13, 39):
+        content = index.thumbnail(int(index.ids[place]))
+        with Image.open(io.BytesIO(content)) as small:
+            left, top = place % 10 * step + 4, place // 10 * step + 4
+            left, top = left + (72 - small.width) // 2, top + (72 - small.height) // 2
+            shown = sheet.crop((left, top, left + small.width, top + small.height))
+            # The sheet has 256 colours.
+            apart = np.abs(np.asarray(shown, int) - np.asarray(small.convert("RGB"), int))
+            other = np.abs(np.asarray(shown, int)[::-1] - np.asarray(small.convert("RGB"), int))
+            assert apart.mean() < other.mean() / 2
 
 
 def test_images_are_found_by_id_path_and_part_of_it(folder, made):
@@ -167,6 +188,29 @@ def test_everything_good_of_a_hostile_folder_is_indexed_and_everything_bad_liste
     assert make(folder, trained_run, tmp_path / "index")["added"] == 1
 
 
+def test_what_may_not_be_read_is_listed_and_taken_in_once_it_may(
+    trained_run, tmp_path, unprivileged
+):
+    folder, out = tmp_path / "pictures", tmp_path / "index"
+    write_pictures(folder, 9)
+    closed = [folder / "1", folder / "0/000.png"]
+    for path in closed:
+        path.chmod(0)
+    command = [*unprivileged, sys.executable, "-m", "air_jax.index", f"--images={folder}"]
+    command += [f"--model={trained_run}", f"--out={out}", "--workers=1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "index.json").read_text())["broken"] == [
+        {"path": "0/000.png", "reason": "Permission denied"},
+        {"path": "1", "reason": "the folder cannot be read: Permission denied"},
+    ]
+    assert len(content(out)) == 5
+    for path in closed:
+        path.chmod(0o700)  # which leaves its size and time
+    assert make(folder, trained_run, out)["broken"] == []
+    assert len(content(out)) == 9
+
+
 def test_a_file_that_kills_the_decoder_is_listed_and_the_others_are_decoded(tmp_path, monkeypatch):
     write_pictures(tmp_path, 40)
     paths = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
@@ -247,6 +291,50 @@ def test_what_is_no_index_is_an_error(tmp_path):
     indexing.Catalogue(tmp_path).close()
     with pytest.raises(FileNotFoundError, match="it continues"):
         ImageIndex(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def unpublished(trained_run, tmp_path_factory) -> tuple[Path, Path, dict, dict]:
+    """A changed folder; its index, all encoded but not published; what that held, and will hold."""
+    root = tmp_path_factory.mktemp("unpublished")
+    folder, out = root / "pictures", root / "index"
+    write_pictures(folder, 12)
+    make(folder, trained_run, out)
+    before = content(out)
+    (folder / "0/000.png").unlink()
+    (folder / "1/001.png").rename(folder / "1/moved.png")
+    Image.new("RGB", (50, 50), "red").save(folder / "2/002.png")
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(indexing, "_publish", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            make(folder, trained_run, out)
+    assert content(out) == before
+    make(folder, trained_run, root / "undisturbed")
+    return folder, out, before, content(root / "undisturbed")
+
+
+@pytest.mark.parametrize("step", killed.STEPS)
+def test_killed_at_any_step_of_publishing_the_next_run_ends_with_the_same_index(
+    unpublished, trained_run, tmp_path, step
+):
+    folder, template, before, after = unpublished
+    out = tmp_path / "index"
+    shutil.copytree(template, out)
+    forking = multiprocessing.get_context("forkserver")  # that imports once for all steps
+    forking.set_forkserver_preload(["killed"])
+    child = forking.Process(target=killed.index_until, args=(step, folder, trained_run, out))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert content(out) in (before, after)  # whole at every moment, whichever of the two
+    make(folder, trained_run, out)
+    assert content(out) == after
+    assert [path.name for path in out.glob("*codes*")] == ["codes-2"]
+    assert json.loads((out / "index.json").read_text())["size"] == 11
 
 
 @pytest.fixture

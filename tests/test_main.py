@@ -16,6 +16,7 @@ from conftest import ROOT, class_images
 
 from air_jax import train
 from air_jax.checkpoint import Checkpoints
+from air_jax.command import find_config
 
 CONFIG = str(ROOT / "configs" / "default.py")
 SMALL = {
@@ -290,6 +291,32 @@ def test_a_config_file_that_cannot_be_loaded_is_named(images, tmp_path, text, me
     assert "mine.py" in refused.stderr
     assert message in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize("flag", [["--config=quickstart"], ["--config", "quickstart.py"]])
+def test_a_config_of_air_jaxs_own_is_named_without_its_path(tmp_path, flag):
+    program = [sys.executable, "-m", "air_jax.main", *flag, "--stages=train", "--dry-run"]
+    done = subprocess.run(
+        [*program, "--config.data.name=arrays"], capture_output=True, text=True, cwd=tmp_path
+    )
+    # As far as the config: it is found, and its data is then missing.
+    assert "data.dir" in done.stderr
+
+
+def test_a_file_of_ones_own_goes_before_the_config_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quickstart.py").touch()
+    assert find_config("quickstart.py") == "quickstart.py"
+    assert Path(find_config("quickstart")).samefile(ROOT / "configs" / "quickstart.py")
+    assert find_config("quickstart:text") == f"{find_config('quickstart')}:text"
+
+
+def test_of_an_unknown_config_the_known_ones_are_named(capsys):
+    with pytest.raises(SystemExit):
+        find_config("depth41")
+    message = capsys.readouterr().err
+    assert "--config=depth41: there is no such file" in message
+    assert all(path.stem in message for path in (ROOT / "configs").glob("[!_]*.py"))
 
 
 @pytest.mark.long

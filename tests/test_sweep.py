@@ -180,6 +180,21 @@ def test_only_selects_by_the_beginning_of_names(config, tmp_path):
         sweep.select(members, ["depth9"])
 
 
+def test_parts_are_all_members_and_share_none(config, tmp_path):
+    _, members = members_of(config, tmp_path)
+    parts = [sweep.part(members, f"{index}/4") for index in range(4)]
+    assert sorted(m.name for part in parts for m in part) == sorted(m.name for m in members)
+    assert {len(part) for part in parts} == {2, 3}
+    assert sweep.part(members, "0/1") == members
+
+
+@pytest.mark.parametrize("which", ["4/4", "-1/4", "1", "a/b", "0/0"])
+def test_a_part_that_cannot_be_is_an_error(config, tmp_path, which):
+    _, members = members_of(config, tmp_path)
+    with pytest.raises(ValueError, match=f"--part={which}: expected I/N with 0 <= I < N"):
+        sweep.part(members, which)
+
+
 def test_figure4_compares_methods_on_their_own_codes_and_the_baseline_on_airs(config, tmp_path):
     config.sweep.figure = "figure4"
     config.sweep.seeds = (0,)
@@ -289,8 +304,16 @@ def test_the_smoke_size_goes_from_nothing_to_claims_that_are_undecided(tmp_path)
     assert "depth10/classic/seed0: not done yet" in (tmp_path / "work" / "claims.md").read_text()
     plan_of_rest = reproduce(tmp_path, "--smoke", "--dry-run")
     assert "2 members, 1 to do" in plan_of_rest.stdout
-    again = reproduce(tmp_path, "--smoke", "--only=depth10/asym")
+    (tmp_path / "work" / "figure3.json").unlink()
+    again = reproduce(tmp_path, "--smoke", "--only=depth10/asym", "--stages=members")
     assert "1 members, 1 done before" in again.stdout
+    assert not (tmp_path / "work" / "figure3.json").exists()
+    reported = reproduce(tmp_path, "--smoke", "--stages=report")
+    assert "members" not in reported.stdout.splitlines()[0]
+    assert (
+        json.loads((tmp_path / "work" / "figure3.json").read_text())["members"]
+        == (found["members"])
+    )
 
 
 @pytest.mark.parametrize(
@@ -298,6 +321,7 @@ def test_the_smoke_size_goes_from_nothing_to_claims_that_are_undecided(tmp_path)
     [
         (["--only=depth11"], "--only=depth11: no member's name begins so; nets: depth10/asymm"),
         (["--config.sweep.figure=figure5"], "sweep.figure='figure5': expected one of figure3"),
+        (["--stages=figure"], "--stages: 'figure' is not one of members, report"),
         (["--config.model.width=0"], "sweep.nets: 'depth10/asymmetric': model.width=0"),
     ],
 )

@@ -1,7 +1,7 @@
 /** Starts the page: which view is in sight follows the address, and keys go to that view. */
 
 import * as api from "./api.js";
-import { byId, counted } from "./elements.js";
+import { byId } from "./elements.js";
 import { listenForFinding } from "./find.js";
 import { listenForFiles, uploadAll } from "./incoming.js";
 import { announce, attempt, complain, dismiss } from "./notices.js";
@@ -22,8 +22,6 @@ class Page {
 
   constructor(index) {
     this.#index = index;
-    byId("index-name").textContent = index.name;
-    byId("index-size").textContent = counted(index.size, index.kind === "vectors" ? "vector" : "image");
     const preview = new Preview();
     const search = (images) => this.begin({ images });
     const choose = listenForFiles({

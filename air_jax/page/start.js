@@ -3,7 +3,7 @@
 import * as api from "./api.js";
 import { ago, byId, counted, element, icon } from "./elements.js";
 import { TileGrid } from "./grid.js";
-import { attempt, complain } from "./notices.js";
+import { announce, attempt, complain } from "./notices.js";
 import { fillTile, stripEntry } from "./tiles.js";
 
 const PAGE = 200; // images asked for at once
@@ -43,7 +43,6 @@ export class Start {
       fill: (tile, item, fresh) => this.#fill(tile, item, fresh),
       need: (from, to) => this.#need(from, to),
     });
-    byId("browse-title").textContent = index.size === 1 ? "The one image" : `All ${counted(index.size, "image")}`;
     byId("browse").addEventListener("click", (event) => this.#click(event));
     byId("clear-collected").addEventListener("click", () => this.#clear());
     byId("search-collected").addEventListener("click", () => search([...this.#collected.keys()]));
@@ -51,7 +50,8 @@ export class Start {
       this.#allSessions = !this.#allSessions;
       this.#loadSessions();
     });
-    this.#grid.show(index.size, (at) => this.#itemAt(at));
+    window.addEventListener("focus", () => byId("start").hidden || this.#follow());
+    this.#browse();
   }
 
   get grid() {
@@ -63,6 +63,7 @@ export class Start {
     document.title = `${this.#index.name} – image search`;
     this.#grid.draw();
     this.#loadSessions();
+    this.#follow();
   }
 
   /**
@@ -90,6 +91,25 @@ export class Start {
     this.#showCollected();
   }
 
+  /** Show all images, from the first. */
+  #browse() {
+    const { name, size, kind } = this.#index;
+    byId("index-name").textContent = name;
+    byId("index-size").textContent = counted(size, kind === "vectors" ? "vector" : "image");
+    byId("browse-title").textContent = size === 1 ? "The one image" : `All ${counted(size, "image")}`;
+    this.#pages.clear();
+    this.#grid.show(size, (at) => this.#itemAt(at));
+  }
+
+  /** The index may have been made anew since it was asked for: its images are others then. */
+  async #follow() {
+    const index = await attempt(() => api.getIndex());
+    if (!index || index.generation === this.#index.generation) return;
+    this.#index = index;
+    this.#browse();
+    announce(`the index has changed: ${counted(index.size, "image")}`);
+  }
+
   #itemAt(at) {
     const page = this.#pages.get(Math.floor(at / PAGE));
     return (Array.isArray(page) && page[at % PAGE]) || null;
@@ -112,7 +132,9 @@ export class Start {
   async #loadPage(page) {
     this.#pages.set(page, "asked for");
     try {
-      this.#pages.set(page, (await api.getImages(page * PAGE, PAGE)).images);
+      const { generation, images } = await api.getImages(page * PAGE, PAGE);
+      if (generation !== this.#index.generation) return void this.#follow();
+      this.#pages.set(page, images);
       this.#grid.refill();
     } catch (error) {
       complain(error.message);

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -248,6 +249,28 @@ def test_a_round_that_could_not_learn_says_why(page: "sync_api.Page", server: Se
     expect(page.locator("#explain")).to_contain_text("Only relevant images were marked")
 
 
+def test_judged_and_uncertain_images_are_shown_if_wanted(
+    page: "sync_api.Page", server: Server
+) -> None:
+    start_random(page)
+    judged = {image_of(page, number) for number in range(2)}
+    page.keyboard.press("r")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("x")
+    page.locator("#show").select_option("uncertain")
+    page.locator("#count").select_option("120")  # more than there are
+    for hide in (True, False):
+        page.locator("#hide-judged").set_checked(hide)
+        page.locator("#next").click()
+        wait_for_round(page, 1 if hide else 2)
+        made = server.get(f"sessions/{token_of(page)}")["round"]
+        assert (made["show"], made["hide_judged"]) == ("uncertain", hide)
+        shown = {one["image"] for one in made["results"]}
+        assert shown & judged == (set() if hide else judged)
+        page.keyboard.press("End")
+        expect(tile(page, len(shown) - 1)).to_be_visible()
+
+
 def test_keys_do_nothing_while_one_types(page: "sync_api.Page", server: Server) -> None:
     start_random(page)
     address = page.url
@@ -453,6 +476,32 @@ def test_nothing_marked_is_lost_when_the_server_is_killed(
     assert marks_at(server, page) == expected
     page.reload()
     expect(tile(page, 3)).to_have_attribute("data-mark", "relevant")
+
+
+def test_an_index_made_anew_is_shown_without_a_new_start(
+    open_page: Callable[..., "sync_api.Page"], trained_run: Path, tmp_path: Path
+) -> None:
+    from air_jax import indexing
+
+    folder, out = tmp_path / "pictures", tmp_path / "index"
+    write_pictures(folder, 12)
+    indexing.index_images(folder, trained_run, out, indexing.Options())
+    server = Server(out)
+    page = open_page(server.address)
+    expect(page.locator("#browse-title")).to_have_text("All 12 images")
+    start_random(page)
+    page.keyboard.press("r")
+    saved(page)
+    shutil.copy(folder / "0/000.png", folder / "new.png")
+    indexing.index_images(folder, trained_run, out, indexing.Options())
+    while server.get("index")["size"] == 12:
+        time.sleep(0.1)
+    page.keyboard.press("Enter")
+    wait_for_round(page, 1)
+    page.locator(".home").click()
+    expect(page.locator("#browse-title")).to_have_text("All 13 images")
+    expect(page.locator('#browse .tile[data-index="12"] img')).to_have_attribute("alt", "new.png")
+    server.kill()
 
 
 @pytest.fixture(scope="module")

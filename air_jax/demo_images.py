@@ -1,6 +1,6 @@
-"""Writes what `launch/demo.sh` indexes: scikit-learn's digits and drawn shapes, as PNG files.
+"""Writes images to try the page on: scikit-learn's digits and drawn shapes, as PNG files.
 
-python launch/demo_images.py FOLDER
+python -m air_jax.demo_images FOLDER
 """
 
 import sys
