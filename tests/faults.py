@@ -248,9 +248,13 @@ def refused_by_name(ended: Ended, name: str) -> bool:
 
 
 def one_error(ended: Ended) -> str | None:
-    """The error that a command ended with, if it was one, in a line, with the status for it."""
+    """The error that a command ended with, if it was one, in a line, with the status for it.
+
+    No traceback of ours; TensorStore's threads may print theirs when a checkpoint fails.
+    """
     said = [line for line in ended.errors.splitlines() if line.startswith("error: ")]
-    good = ended.status == 2 and len(said) == 1 and "Traceback" not in ended.errors
+    ours = re.search(r'File ".*air_jax/\w+\.py"', ended.errors)
+    good = ended.status == 2 and len(said) == 1 and not ours
     return said[0] if good else None
 
 
@@ -298,7 +302,7 @@ class Table:
 
 TIMES = {"seconds", "compile_seconds", "images_per_second"}
 # Of an index, what tells how it came about rather than what is in it.
-HISTORY = {"added", "unchanged", "generation"}
+HISTORY = {"added", "unchanged", "generation"} | {"commit", "commit_reason"}
 
 
 def without_times(value: Any) -> Any:
