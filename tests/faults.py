@@ -466,12 +466,12 @@ def nets_of(folder: Path) -> dict[str, str]:
     }
 
 
-def contents(folder: Path) -> dict[str, Any]:
-    """Everything that matters of what a command left, by file; times do not."""
+def contents(folder: Path, without: str | None = None) -> dict[str, Any]:
+    """Everything that matters of what a command left, by file, but for one; times do not."""
     found: dict[str, Any] = nets_of(folder)
     for name, path in files_in(folder):
         kind = kind_of(name)
-        if kind.read is not None:
+        if kind.read is not None and name != without:
             found[name] = kind.read(path)
     return found
 
