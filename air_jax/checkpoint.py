@@ -142,18 +142,22 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _without_tracebacks() -> Iterator[None]:
-    """Keep Orbax from logging the errors that it then raises, each from several threads."""
+    """Keep Orbax from logging the error that it then raises.
+
+    After an error for good: several threads of it log theirs, some later.
+    """
     logger = logging.getLogger("absl")
     before = logger.level
     logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+    yield
+    logger.setLevel(before)
 
 
 def _in_short(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
+    text = str(error).partition("\n")[0]
+    if len(text) > 200:  # TensorStore tells where first, and why last
+        text = f"{text[:100]} … {text[-100:]}"
+    return f"{type(error).__name__}: {text}"
 
 
 def newest_step(directory: Path) -> int | None:

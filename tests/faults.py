@@ -145,10 +145,10 @@ def life(launcher: Launcher, command: Command) -> float:
     return time.monotonic() - started
 
 
-def moments(count: int, longest: float, seed: int) -> list[float]:
-    """Random moments spread evenly from 0 to `longest`, in random order."""
+def moments(count: int, seed: int) -> list[float]:
+    """Random moments of a life, spread evenly from 0 to 1, in random order."""
     draw = random.Random(seed)
-    found = [(place + draw.random()) / count * longest for place in range(count)]
+    found = [(place + draw.random()) / count for place in range(count)]
     draw.shuffle(found)
     return found
 
@@ -164,21 +164,23 @@ def kill_at(
     launcher: Launcher,
     command_in: Callable[[Path], Command],
     parent: Path,
+    lasts: float,
     moments: list[float],
-    signals: list[int],
+    sent: int,
     start: Path | None = None,
 ) -> Killed:
     """Kill a command at moments of its life, the next one each time it is continued.
 
     When a command ends before its moment comes, what it made is kept, and the moment is tried on a
-    new run. The last run is completed.
+    new run, which takes its whole life. The last run is completed.
 
     Args:
         launcher: of the command.
         command_in: the command whose folder is this.
         parent: of the folders of the runs.
-        moments: seconds from its start.
-        signals: sent at them.
+        lasts: seconds of its life; other work on the machine changes them.
+        moments: from 0, its start, to 1, its end.
+        sent: the signal.
         start: a folder that runs begin with a copy of.
     """
     times: list[int] = []
@@ -191,19 +193,24 @@ def kill_at(
             shutil.copytree(start, folders[-1])
 
     begin()
-    for moment, sent in zip(moments, signals, strict=True):
-        for _ in range(2):
+    fresh = True
+    for moment in moments:
+        for _ in range(3):
+            started = time.monotonic()
             running = launcher.start(command_in(folders[-1]))
-            if not running.wait(moment):
+            if not running.wait(moment * lasts):
                 running.send(sent)
             ended = running.end()
             if ended.status in STOPPED[sent]:
                 assert "Traceback" not in ended.errors, ended.errors
                 times[-1] += 1
+                fresh = False
                 break
-            # It was faster than its moment; from its beginning it takes its whole life.
             assert ended.status == 0, ended.errors
+            if fresh:
+                lasts = time.monotonic() - started
             begin()
+            fresh = True
     launcher.complete(command_in(folders[-1]))
     return Killed(times, folders)
 
@@ -241,9 +248,13 @@ def refused_by_name(ended: Ended, name: str) -> bool:
 
 
 def one_error(ended: Ended) -> str | None:
-    """The error that a command ended with, if it was one, in a line, with the status for it."""
+    """The error that a command ended with, if it was one, in a line, with the status for it.
+
+    No traceback of ours; TensorStore's threads may print theirs when a checkpoint fails.
+    """
     said = [line for line in ended.errors.splitlines() if line.startswith("error: ")]
-    good = ended.status == 2 and len(said) == 1 and "Traceback" not in ended.errors
+    ours = re.search(r'File ".*air_jax/\w+\.py"', ended.errors)
+    good = ended.status == 2 and len(said) == 1 and not ours
     return said[0] if good else None
 
 
@@ -291,7 +302,7 @@ class Table:
 
 TIMES = {"seconds", "compile_seconds", "images_per_second"}
 # Of an index, what tells how it came about rather than what is in it.
-HISTORY = {"added", "unchanged", "generation"}
+HISTORY = {"added", "unchanged", "generation"} | {"commit", "commit_reason"}
 
 
 def without_times(value: Any) -> Any:
@@ -326,17 +337,25 @@ def _net(path: Path) -> Any:
     return about["fingerprint"]
 
 
-def _catalogue(path: Path) -> Any:
+def index_content(out: Path) -> dict[str, tuple]:
     """By path all that an index holds of an image."""
-    index = ImageIndex(path.parent)
+    index = ImageIndex(out)
+    images = index.images(index.ids.tolist())
+    assert [image.path for image in images] == sorted(
+        (image.path for image in images), key=os.fsencode
+    )
     return {
         image.path: (
             *image[2:],
             index.thumbnail(image.id),
             index.store.exact[index.position(image.id)].tobytes(),
         )
-        for image in index.images(index.ids.tolist())
+        for image in images
     }
+
+
+def _catalogue(path: Path) -> Any:
+    return index_content(path.parent)
 
 
 def _sessions(path: Path) -> Any:
@@ -447,12 +466,12 @@ def nets_of(folder: Path) -> dict[str, str]:
     }
 
 
-def contents(folder: Path) -> dict[str, Any]:
-    """Everything that matters of what a command left, by file; times do not."""
+def contents(folder: Path, without: str | None = None) -> dict[str, Any]:
+    """Everything that matters of what a command left, by file, but for one; times do not."""
     found: dict[str, Any] = nets_of(folder)
     for name, path in files_in(folder):
         kind = kind_of(name)
-        if kind.read is not None:
+        if kind.read is not None and name != without:
             found[name] = kind.read(path)
     return found
 

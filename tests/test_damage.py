@@ -89,7 +89,8 @@ def try_all(
     for name, _ in files_in(whole):
         if wanted(name):
             by_kind.setdefault(kind_of(name).name, []).append(name)
-    lost, count, draw = [], 0, random.Random(0)
+    lost: list[str] = []
+    count, draw = 0, random.Random(0)
     out = folder / "out"
     for kind, names in by_kind.items():
         for name in draw.sample(names, min(per_kind, len(names))):
@@ -101,9 +102,8 @@ def try_all(
                 refused = refused_by_name(ended, name)
                 same = ended.status == 0
                 if same:
-                    found = contents(out)
-                    ignored = {name} if kind in FOR_PEOPLE else set()
-                    wrong = {*differences(found, expected)} - ignored
+                    ignored = name if kind in FOR_PEOPLE else None
+                    wrong = {*differences(contents(out, ignored), expected)} - {ignored}
                     same = not wrong
                 if not (same or refused):
                     said = ended.errors[-1500:] or f"differs in {wrong}"

@@ -6,18 +6,17 @@ import io
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import killed
 import numpy as np
 import pytest
 from conftest import write_pictures
+from faults import index_content as content
 from PIL import Image
 
 from air_jax import contact_sheet, decode_pool, decoding, encode, indexing, net_file
@@ -25,23 +24,6 @@ from air_jax.image_index import ImageIndex
 from air_jax.indexing import Options
 
 ROOT = Path(__file__).parent.parent
-
-
-def content(out: Path) -> dict[str, tuple]:
-    """By path all that an index holds of an image."""
-    index = ImageIndex(out)
-    images = index.images(index.ids.tolist())
-    assert [image.path for image in images] == sorted(
-        (image.path for image in images), key=os.fsencode
-    )
-    return {
-        image.path: (
-            *image[2:],
-            index.thumbnail(image.id),
-            index.store.exact[index.position(image.id)].tobytes(),
-        )
-        for image in images
-    }
 
 
 def make(folder, model, out, **options):
@@ -309,41 +291,6 @@ def test_what_is_no_index_is_an_error(tmp_path):
     indexing.Catalogue(tmp_path).close()
     with pytest.raises(FileNotFoundError, match="it continues"):
         ImageIndex(tmp_path)
-
-
-def kill_and_finish(folder: Path, model: Path, out: Path, times: int, longest: float) -> int:
-    """Runs the command, killed at random moments, then to its end; returns how often it died."""
-    command = [sys.executable, "-m", "air_jax.index", f"--images={folder}", f"--model={model}"]
-    command += [f"--out={out}", "--workers=2"]
-    died = 0
-    for attempt in range(times):
-        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-        # Nothing is written before a net is loaded: moments are counted from then on.
-        while not (out / "catalogue.sqlite").exists() and child.poll() is None:
-            time.sleep(0.01)
-        time.sleep(random.Random(attempt).uniform(0, longest))
-        child.kill()
-        died += child.wait() != 0
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return died
-
-
-def test_killed_at_any_moment_the_next_run_ends_with_the_same_index(trained_run, tmp_path):
-    folder = tmp_path / "pictures"
-    write_pictures(folder, 700)
-    make(folder, trained_run, tmp_path / "undisturbed")
-    assert kill_and_finish(folder, trained_run, tmp_path / "index", times=2, longest=3)
-    assert content(tmp_path / "index") == content(tmp_path / "undisturbed")
-
-
-@pytest.mark.long
-def test_killed_twenty_times_the_next_run_ends_with_the_same_index(trained_run, tmp_path):
-    folder = tmp_path / "pictures"
-    write_pictures(folder, 3000)
-    make(folder, trained_run, tmp_path / "undisturbed")
-    assert kill_and_finish(folder, trained_run, tmp_path / "index", times=20, longest=8) >= 5
-    assert content(tmp_path / "index") == content(tmp_path / "undisturbed")
 
 
 @pytest.fixture(scope="module")

@@ -50,8 +50,8 @@ def kill(
     found = {}
     for seed, (sent, count) in enumerate(times.items()):
         runs = folder / NAMES[sent]
-        spread = moments(count, lasts, seed)
-        killed = kill_at(launcher, job.command_in, runs, spread, [sent] * count, job.start)
+        spread = moments(count, seed)
+        killed = kill_at(launcher, job.command_in, runs, lasts, spread, sent, job.start)
         wrong = [differences(contents(run), expected) for run in killed.folders]
         same = sum(n for n, names in zip(killed.times, wrong, strict=True) if not names)
         found[sent] = Tried(sum(killed.times), same)

@@ -333,31 +333,3 @@ def test_the_quickstart_reaches_what_the_readme_says(tmp_path):
     assert maps[3] >= 0.80
     assert found["train"]["loss"] < found["train"]["constant_loss"]
     assert found["train"]["code_shuffled_loss"] > 1.5 * found["train"]["loss"]
-
-
-@pytest.mark.long
-def test_killed_at_any_moment_of_any_stage_the_same_command_ends_with_the_same_results(
-    images, finished, tmp_path
-):
-    """Kill the whole run twelve times, each time a little later, then let it end."""
-    expected = results(finished)
-    workdir, killed = tmp_path / "run", 0
-    for attempt in range(12):
-        process = subprocess.Popen(
-            command(workdir, images), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL
-        )
-        try:
-            process.wait(timeout=2 + 0.8 * attempt)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            killed += 1
-    assert killed >= 4
-    done = run(workdir, images)
-    assert done.returncode == 0, done.stderr
-    found = results(workdir)
-    assert found["retrieval"]["map"] == expected["retrieval"]["map"]
-    assert found["train"]["loss"] == expected["train"]["loss"]
-    for learner, entry in expected["feedback"].items():
-        maps = [[r["map"] for r in f["rounds"]] for f in (entry, found["feedback"][learner])]
-        assert maps[0] == maps[1]
