@@ -164,11 +164,12 @@ def _rate(row: dict[str, Any]) -> None:
 def _print(row: dict[str, Any]) -> None:
     what = f"{row['work']:6} {row['scaling']:6} {row['processes']} x {row['devices']:3}"
     sent = f"{row['calls']} calls, {row['sent_bytes']:,.0f} bytes sent by each device"
-    unit = "images/s" if row["work"] == "train" else "calls/s"
-    rate = row.get("rate")
-    took = f"; {rate['median']:,.1f} {unit} ({rate['low']:,.1f} to {rate['high']:,.1f})"
-    size = f"{row['size']:>9,}"
-    print(f"{what} {size} depth {row['depth'] or '-':>2}: {sent}{took if rate else ''}")
+    size = f"{row['size']:>9,} depth {row['depth'] or '-':>2}"
+    took = ""
+    if rate := row.get("rate"):
+        unit = "images/s" if row["work"] == "train" else "calls/s"
+        took = f"; {rate['median']:,.1f} {unit} ({rate['low']:,.1f} to {rate['high']:,.1f})"
+    print(f"{what} {size}: {sent}{took}")
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, float | None]:
@@ -234,6 +235,7 @@ def _measure_here(arguments: argparse.Namespace) -> None:
             )
             if run:
                 runs[work, scaling] = run
+    cluster.barrier()  # compiling may take one process longer than others wait for it
     for kind, seconds in measure.seconds_in_turns(runs, arguments.rounds).items():
         next(row for row in rows if _kind(row) == kind)["seconds"] = seconds.tolist()
     if not cluster.is_first():
