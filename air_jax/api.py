@@ -319,6 +319,10 @@ def _add_errors(app: FastAPI) -> None:
     def wrong(_: Request, error: ValueError) -> JSONResponse:
         return answer(400, str(error))
 
+    @app.exception_handler(ConnectionError)
+    def unreachable(_: Request, error: ConnectionError) -> JSONResponse:
+        return answer(503, str(error))
+
 
 def _add_images(app: FastAPI) -> None:
     @app.get("/api/index")

@@ -5,6 +5,7 @@
     codes.npy        [N, D] float32, float16 or int8
     scale.npy        [D] float32, of int8 only: a code is mean + scale * codes
     exact.npy        [N, D] float32, beside float16 and int8: what candidates are re-ranked by
+    ids.npy          [N] int64, if they were given any: see `vector_store`
 
 Smaller codes are searched faster, since reading them is what takes the time. `error` bounds what
 they lose: no code lies farther than that from the one it stands for.
@@ -35,6 +36,7 @@ class CodeStore:
     Attributes:
         codes: [N, D] as stored, memory-mapped.
         exact: [N, D] float32, memory-mapped: the codes that were given.
+        ids: [N] int64 that the codes were given; their rows, if they were given none.
         scale: [D] float32 that `codes` are multiplied by (ones but for int8).
         mean: [D] float32 of the codes given.
         covariance: [D, D] float32 of the codes given.
@@ -58,6 +60,9 @@ class CodeStore:
         self.deviation = scoring.deviation_of(self.covariance)
         self.codes = _mapped(path / "codes.npy", shape, self.storage)
         self.exact, self.scale = self.codes, np.ones(self.dimension, np.float32)
+        self.ids = np.arange(self.size)
+        if said.get("ids", False):
+            self.ids = np.array(_mapped(path / "ids.npy", (self.size,), "int64"))
         if self.storage != "float32":
             self.exact = _mapped(path / "exact.npy", shape, "float32")
         if self.storage == "int8":
@@ -70,18 +75,25 @@ class CodeStore:
         """[D] float32 to add to `scale * codes` for a code with the mean taken off."""
         return np.zeros_like(self.mean) if self.storage == "int8" else -self.mean
 
+    def get(self, positions: np.ndarray) -> np.ndarray:
+        """Exact codes of positions of any shape [...]: [..., D] float32."""
+        return np.array(self.exact[positions])
+
     def centred(self, positions: np.ndarray) -> np.ndarray:
         """Exact codes of positions of any shape [...], the mean taken off: [..., D] float32."""
         return self.exact[positions] - self.mean
 
 
-def write(path: Path, codes: np.ndarray, storage: str = "float32") -> CodeStore:
+def write(
+    path: Path, codes: np.ndarray, storage: str = "float32", ids: np.ndarray | None = None
+) -> CodeStore:
     """Write codes to a folder, whole or not at all; one that was there is replaced.
 
     Args:
         path: of the folder.
         codes: [N, D] of any float type, an array or a memory map; read in parts, three times.
         storage: one of `STORAGES`.
+        ids: [N] int64, kept beside them.
 
     Raises:
         ValueError: an unknown storage, not a matrix, no codes, NaN or infinite ones, or codes
@@ -91,7 +103,7 @@ def write(path: Path, codes: np.ndarray, storage: str = "float32") -> CodeStore:
         raise ValueError(f"storage={storage!r}: expected one of {', '.join(STORAGES)}")
     if codes.ndim != 2 or not codes.size:
         raise ValueError(f"codes have shape {list(codes.shape)}; expected [N > 0, D > 0]")
-    mean, covariance, extent = _statistics(codes)
+    mean, covariance, extent = statistics(codes)
     largest = float(np.finfo(np.float16).max)
     if storage == "float16" and (np.abs(mean) + extent).max() > largest:
         raise ValueError(f"codes beyond {largest:.0f} do not fit float16; use int8 or float32")
@@ -105,6 +117,8 @@ def write(path: Path, codes: np.ndarray, storage: str = "float32") -> CodeStore:
         exact = np.lib.format.open_memmap(partial / "exact.npy", "w+", "float32", codes.shape)
     if storage == "int8":
         np.save(partial / "scale.npy", scale)
+    if ids is not None:
+        np.save(partial / "ids.npy", ids)
     np.save(partial / "covariance.npy", covariance)
     error = 0.0
     for start in range(0, len(codes), ROWS):
@@ -126,6 +140,7 @@ def write(path: Path, codes: np.ndarray, storage: str = "float32") -> CodeStore:
         "size": len(codes),
         "dimension": codes.shape[1],
         "storage": storage,
+        "ids": ids is not None,
         "error": error,
         "mean": mean.tolist(),
     }
@@ -135,8 +150,12 @@ def write(path: Path, codes: np.ndarray, storage: str = "float32") -> CodeStore:
     return CodeStore(path)
 
 
-def _statistics(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean [D], covariance [D, D], and the largest distance from the mean [D]; all float32."""
+def statistics(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean [D], covariance [D, D], and the largest distance from the mean [D]; all float32.
+
+    Raises:
+        ValueError: codes [N, D] hold NaN or infinity.
+    """
     total = np.zeros(codes.shape[1])
     low, high = np.full(codes.shape[1], np.inf), np.full(codes.shape[1], -np.inf)
     for start in range(0, len(codes), ROWS):

@@ -1,7 +1,8 @@
 """An index on disk: images or vectors with their codes, opened for searching.
 
     catalogue.sqlite      the truth: images, codes, thumbnails, what is published; see `catalogue`
-    codes-<generation>/   the codes in order of position: a `code_store`
+    codes-<generation>/   the codes in order of position: a `code_store`. With --store they are in
+                          Milvus, and codes-<generation>.npz is here: see `stored_index`
     net.npz               the net that made the codes; not there for vectors
     checksums.json        of these three, while no indexer is at work; see `catalogue`
     index.json            what was found, for people and programs
@@ -23,8 +24,18 @@ import jax
 import numpy as np
 import PIL.Image
 
-from air_jax import catalogue, code_store, decoding, encode, image_files, net_file, sharding
+from air_jax import (
+    catalogue,
+    decoding,
+    encode,
+    image_files,
+    net_file,
+    sharding,
+    stored_index,
+)
+from air_jax.code_store import CodeStore
 from air_jax.models import Net
+from air_jax.stored_space import StoredCodes
 
 NET_FILE = "net.npz"
 SUMMARY_FILE = "index.json"
@@ -75,7 +86,9 @@ class ImageIndex:
 
     Raises:
         FileNotFoundError: it is no index, or nothing is published in it yet.
-        ValueError: a file of it is damaged, or of another version.
+        ValueError: a file of it is damaged, or of another version, or the codes in its store are
+            not those that it knows.
+        ConnectionError: the store cannot be reached.
     """
 
     def __init__(self, path: Path):
@@ -99,17 +112,23 @@ class ImageIndex:
                 f"{path} is not finished: run air_jax.index again, it continues"
             )
         self.about: dict[str, Any] = meta["published"]
-        self.store = code_store.CodeStore(path / catalogue.codes_name(self.about["generation"]))
-        if len(self.store) != len(self.ids):
-            raise ValueError(
-                f"{path}: {len(self.ids)} images in the catalogue, {len(self.store)} codes"
-            )
+        self.store = self._open_store()
         self._order = np.argsort(self.ids)
         self._sorted = self.ids[self._order]
         self._net: Net | None = None
         self._net_access = threading.Lock()
         if self.about["model"] is not None and not (path / NET_FILE).is_file():
             raise FileNotFoundError(f"{path / NET_FILE} is missing: it encodes uploads")
+
+    def _open_store(self) -> CodeStore | StoredCodes:
+        if "store" in self.about:
+            return stored_index.open_codes(self.path, self.about, self.ids)
+        store = CodeStore(self.path / catalogue.codes_name(self.about["generation"]))
+        if len(store) != len(self.ids):
+            raise ValueError(
+                f"{self.path}: {len(self.ids)} images in the catalogue, {len(store)} codes"
+            )
+        return store
 
     def is_newest(self) -> bool:
         """Whether nothing was published since this was opened."""

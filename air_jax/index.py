@@ -2,6 +2,7 @@
 
     python -m air_jax.index --images=FOLDER --model=WORKDIR --out=INDEX
     python -m air_jax.index --vectors=FILE.npy [--metadata=FILE.csv --images=FOLDER] --out=INDEX
+    python -m air_jax.index ... --store=milvus://HOST:PORT/COLLECTION
 
 Again on the same folder, it does only what is new or changed; stopped, it continues.
 """
@@ -24,6 +25,9 @@ _OUT = flags.DEFINE_string("out", None, "folder of the index", required=True)
 _FIT = flags.DEFINE_enum("fit", "crop", FITS, "how images become square")
 _STORAGE = flags.DEFINE_enum(
     "storage", "float32", ["float32", "float16", "int8"], "of codes; int8 is searched fastest"
+)
+_STORE = flags.DEFINE_string(
+    "store", None, "milvus://HOST:PORT/COLLECTION or milvus:FILE.db: where codes go; default: --out"
 )
 _WORKERS = flags.DEFINE_integer("workers", 0, "decoding processes; 0: as many as cores", 0)
 _REHASH = flags.DEFINE_boolean("rehash", False, "compare contents, not only sizes and times")
@@ -57,6 +61,7 @@ def _run() -> None:
         workers=_WORKERS.value or decode_pool.usable_cores(),
         rehash=_REHASH.value,
         limits=Limits(pixels=_MEGAPIXELS.value * 10**6),
+        store=_STORE.value,
     )
     if _VECTORS.value is not None:
         metadata = _METADATA.value and Path(_METADATA.value)

@@ -14,13 +14,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from air_jax import code_store, contact_sheet, decode_pool, encode, image_files, net_file, sharding
+from air_jax import (
+    code_store,
+    contact_sheet,
+    decode_pool,
+    encode,
+    image_files,
+    net_file,
+    sharding,
+    stored_index,
+)
 from air_jax.catalogue import Catalogue, codes_name
 from air_jax.decode_pool import Task
 from air_jax.decoding import Decoded, Limits, read_file
 from air_jax.files import write_json
 from air_jax.image_files import File
 from air_jax.image_index import NET_FILE, SHEET_FILE, SUMMARY_FILE
+from air_jax.milvus_store import MilvusStore
 from air_jax.progress import Progress, say
 
 BATCH = 256  # images encoded at once, and committed
@@ -37,6 +47,7 @@ class Options(NamedTuple):
         workers: decoding processes.
         rehash: compare contents, not only sizes and times.
         limits: of one file.
+        store: where codes are kept instead of in the index: see `milvus_store`. None: in the index.
     """
 
     fit: str = "crop"
@@ -44,6 +55,7 @@ class Options(NamedTuple):
     workers: int = 1
     rehash: bool = False
     limits: Limits = Limits()
+    store: str | None = None
 
 
 def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict[str, Any]:
@@ -68,14 +80,17 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
     started = time.monotonic()
     mesh = sharding.make_mesh()
     kept = net_file.of_run(model, mesh)
-    with _opened(out) as catalogue:
-        made_from = {
-            "kind": "images",
-            "folder": str(folder.resolve()),
-            "codes": f"model:{kept.about['fingerprint']}",
-            "fit": options.fit,
-        }
-        _check_same(catalogue, made_from, out)
+    made_from = {
+        "kind": "images",
+        "folder": str(folder.resolve()),
+        "codes": f"model:{kept.about['fingerprint']}",
+        "fit": options.fit,
+    }
+    dimension = kept.about["config"]["model.code_dim"]
+    with (
+        _opened(out, made_from, options) as catalogue,
+        stored_index.opened(catalogue, options.store, options.storage, dimension) as store,
+    ):
         if not (out / NET_FILE).is_file():
             net_file.write(out / NET_FILE, kept)
         walk = image_files.walk(folder, without=out)
@@ -85,7 +100,6 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
                 f"--images={folder}: no image can be read in it; {len(update.broken)} files are "
                 f"broken, {walk.others} are of other kinds"
             )
-        dimension = kept.about["config"]["model.code_dim"]
         about = made_from | {
             "model": {key: value for key, value in kept.about.items() if key != "config"}
             | {"fit": options.fit},
@@ -94,7 +108,8 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
             "storage": options.storage,
             "fingerprint": update.fingerprint,
         }
-        _publish(catalogue, update.images, about, out)
+        about |= stored_index.about_store(catalogue, store, content="")
+        _publish(catalogue, update.images, about, out, store)
         summary = _summary(catalogue, update, walk.others, time.monotonic() - started)
         _show(catalogue, summary, out)
     return summary
@@ -127,12 +142,14 @@ def index_vectors(
         raise FileNotFoundError(f"--images={folder}: there is no such folder")
     told = json.dumps([_hash_of(vectors), rows], ensure_ascii=True)
     fingerprint = hashlib.sha256(told.encode()).hexdigest()
-    with _opened(out) as catalogue:
-        made_from = {
-            "kind": "vectors",
-            "folder": None if folder is None else str(folder.resolve()),
-        }
-        _check_same(catalogue, made_from, out)
+    made_from = {
+        "kind": "vectors",
+        "folder": None if folder is None else str(folder.resolve()),
+    }
+    with (
+        _opened(out, made_from, options) as catalogue,
+        stored_index.opened(catalogue, options.store, options.storage, codes.shape[1]) as store,
+    ):
         about = made_from | {
             "codes": f"vectors:{_hash_of(vectors)}",
             "model": None,
@@ -141,12 +158,13 @@ def index_vectors(
             "storage": options.storage,
             "fingerprint": fingerprint,
         }
-        before = catalogue.meta.get("published", {})
-        if {**before, "generation": None} != {**about, "generation": None}:
-            generation = before.get("generation", 0) + 1
-            code_store.write(out / codes_name(generation), codes, options.storage)
-            catalogue.publish_rows(rows, about | {"generation": generation})
-        _delete_leftovers(catalogue, out)
+        about |= stored_index.about_store(catalogue, store, content=_hash_of(vectors))
+        ids = np.arange(1, len(codes) + 1)
+        if not _is_published(catalogue, ids, about, store):
+            about["generation"] = catalogue.meta.get("published", {}).get("generation", 0) + 1
+            _write_codes(codes, ids, about, out, store)
+            catalogue.publish_rows(rows, about)
+        _delete_leftovers(catalogue, out, store)
         if folder is not None:
             _add_thumbnails(catalogue, folder, options)
         broken = {path: reason for path, (_, _, reason) in catalogue.broken().items()}
@@ -167,12 +185,13 @@ class _Update(NamedTuple):
 
 
 @contextlib.contextmanager
-def _opened(out: Path) -> Iterator[Catalogue]:
+def _opened(out: Path, made_from: dict[str, Any], options: Options) -> Iterator[Catalogue]:
     """The catalogue, while no other process has it.
 
     Raises:
-        ValueError: another one has.
+        ValueError: another one has, or it is of an index that was made from something else.
     """
+    address = stored_index.whole_address(options.store)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file; expected a folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -183,6 +202,7 @@ def _opened(out: Path) -> Iterator[Catalogue]:
             raise ValueError(f"--out={out}: another process is indexing into it") from None
         catalogue = Catalogue(out)
         try:
+            _check_same(catalogue, made_from | {"store": address}, out)
             yield catalogue
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{catalogue.path} is damaged: {error}") from error
@@ -291,32 +311,65 @@ def _same_content(path: Path, sha256: str, limits: Limits) -> bool:
         return False
 
 
-def _publish(catalogue: Catalogue, images: list[int], about: dict[str, Any], out: Path) -> None:
+def _publish(
+    catalogue: Catalogue,
+    images: list[int],
+    about: dict[str, Any],
+    out: Path,
+    store: MilvusStore | None,
+) -> None:
     """Write the codes of a new generation, then make it the one that is opened."""
-    before = catalogue.meta.get("published", {})
-    same = {**before, "generation": None} == {**about, "generation": None}
-    if not same or images != catalogue.published():
-        generation = before.get("generation", 0) + 1
-        gathered = out / f".{codes_name(generation)}.npy"
+    ids = np.array(images, np.int64)
+    if not _is_published(catalogue, ids, about, store):
+        about["generation"] = catalogue.meta.get("published", {}).get("generation", 0) + 1
+        gathered = out / f".{codes_name(about['generation'])}.npy"
         shape = (len(images), about["dimension"])
         codes = np.lib.format.open_memmap(gathered, "w+", np.float32, shape)
         for position, code in enumerate(catalogue.codes(images, about["dimension"])):
             codes[position] = code
-        code_store.write(out / codes_name(generation), codes, about["storage"])
-        catalogue.publish(images, about | {"generation": generation})
-    _delete_leftovers(catalogue, out)
+        _write_codes(codes, ids, about, out, store)
+        catalogue.publish(images, about)
+    _delete_leftovers(catalogue, out, store)
 
 
-def _delete_leftovers(catalogue: Catalogue, out: Path) -> None:
+def _is_published(
+    catalogue: Catalogue, ids: np.ndarray, about: dict[str, Any], store: MilvusStore | None
+) -> bool:
+    before = catalogue.meta.get("published", {})
+    return (
+        {**before, "generation": None} == {**about, "generation": None}
+        and ids.tolist() == catalogue.published()
+        and (store is None or stored_index.is_whole(store, ids + about["first_key"]))
+    )
+
+
+def _write_codes(
+    codes: np.ndarray,
+    ids: np.ndarray,
+    about: dict[str, Any],
+    out: Path,
+    store: MilvusStore | None,
+) -> None:
+    if store is None:
+        code_store.write(out / codes_name(about["generation"]), codes, about["storage"], ids)
+    else:
+        stored_index.write(store, ids + about["first_key"], codes, out, about["generation"])
+
+
+def _delete_leftovers(catalogue: Catalogue, out: Path, store: MilvusStore | None) -> None:
     """Older generations, and what killed runs began."""
-    current = codes_name(catalogue.meta["published"]["generation"])
+    published = catalogue.meta["published"]
+    current = codes_name(published["generation"])
     for path in [*out.glob("codes-*"), *out.glob(".codes-*")]:
-        if path.name == current:
+        if path.name in (current, f"{current}.npz"):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+    if store is not None:
+        keys = np.array(catalogue.published(), np.int64) + published["first_key"]
+        stored_index.delete_others(store, keys)
 
 
 def _summary(catalogue: Catalogue, update: _Update, others: int, seconds: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from air_jax import scoring
 from air_jax.code_store import CodeStore
 from air_jax.learners import LEARNERS, Marks
 from air_jax.scoring import Near, Scorer
+from air_jax.stored_space import StoredCodes, StoredSpace
 from air_jax.streaming import StreamedSpace
 
 LEARNER_NAMES = tuple(name for name in LEARNERS if name != "none")
@@ -49,12 +50,12 @@ class Engine:
     """Searches a store.
 
     Args:
-        store: opened codes.
+        store: opened codes, in a folder or in a vector store.
     """
 
-    def __init__(self, store: CodeStore):
+    def __init__(self, store: CodeStore | StoredCodes):
         self.store = store
-        self.space = StreamedSpace(store)
+        self.space = _make_space(store)
 
     def first(self, query: np.ndarray, k: int, hidden: np.ndarray = NOTHING) -> Found:
         """The k nearest images of a query.
@@ -116,7 +117,7 @@ class Engine:
         examples = self._centred("example", examples)
         if query is None and not len(positions) and not len(examples):
             raise ValueError("no query, no examples and no marks: expected at least one of them")
-        space = StreamedSpace(self.store, examples)
+        space = _make_space(self.store, examples)
         size = space.size()
         marks = Marks(
             np.concatenate([positions, size + np.arange(len(examples))])[None].astype(np.int64),
@@ -179,3 +180,11 @@ class Engine:
             both = len(set(relevant[positions == image].tolist())) > 1
             how = "relevant and irrelevant" if both else "twice"
             raise ValueError(f"marks: image {int(image)} is marked {how}")
+
+
+def _make_space(
+    store: CodeStore | StoredCodes, examples: np.ndarray | None = None
+) -> StreamedSpace | StoredSpace:
+    if isinstance(store, StoredCodes):
+        return StoredSpace(store, examples)
+    return StreamedSpace(store, examples)

@@ -11,6 +11,7 @@ from air_jax.code_store import CodeStore
 from air_jax.image_index import ImageIndex
 from air_jax.interactive import Engine, Found
 from air_jax.sessions import Round, Session
+from air_jax.stored_space import StoredCodes
 
 MOST_SHOWN = 1000
 CodeOf = Callable[[str], np.ndarray]
@@ -30,7 +31,7 @@ class Searcher:
         self._one_at_a_time = threading.Lock()
 
     @property
-    def store(self) -> CodeStore:
+    def store(self) -> CodeStore | StoredCodes:
         return self.index.store
 
     def first_round(self, session: Session, code_of: CodeOf, count: int) -> Round:
@@ -119,7 +120,7 @@ class Searcher:
             if session.random:
                 raise ValueError("a random start has no ranking: mark images, go to a next round")
             codes = np.concatenate(
-                [self.store.exact[own], self._codes(tokens, code_of)], dtype=np.float32
+                [self.store.get(own), self._codes(tokens, code_of)], dtype=np.float32
             )
             with self._one_at_a_time:
                 return self.engine.first(codes.mean(axis=0), self._count(made.count), own)
@@ -129,7 +130,7 @@ class Searcher:
             query = code_of(tokens[0])
             examples.remove(tokens[0])
         elif single:
-            query = np.asarray(self.store.exact[own[0]], np.float32)
+            query = self.store.get(own[0])
         said = {} if single else {int(position): True for position in own}
         # An image that has left the index since can teach nothing.
         for image, relevant in made.marks:

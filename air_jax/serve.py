@@ -136,7 +136,7 @@ def _warm_up(service: object) -> None:
 
     engine = service.searcher.engine  # type: ignore[attr-defined]
     store = engine.store
-    query, count = np.asarray(store.exact[0]), min(60, len(store))
+    query, count = store.get(np.int64(0)), min(60, len(store))
     engine.first(query, count)
     some = np.arange(min(4, len(store)))
     none = np.zeros((0, store.dimension), np.float32)

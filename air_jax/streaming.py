@@ -9,7 +9,7 @@ import math
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -66,11 +66,7 @@ class StreamedSpace:
 
     def centred(self, positions: np.ndarray) -> np.ndarray:
         """Exact codes of positions [...], the mean taken off: [..., D] float32."""
-        size = self.size()
-        inside = positions < size
-        codes = self.store.centred(np.where(inside, positions, 0))
-        codes[~inside] = self.examples[positions[~inside] - size]
-        return codes
+        return centred_with_examples(self.store, self.examples, positions)
 
     def best_unmarked(
         self, scorer: Scorer, marked: np.ndarray, count: int, show: str = "best"
@@ -94,11 +90,7 @@ class StreamedSpace:
         """
         size = self.size()
         hidden = np.zeros((1, 0), np.int64) if hidden is None else hidden
-        if not 1 <= k <= size - hidden.shape[1]:
-            raise ValueError(
-                f"k={k}: expected from 1 to the {size - hidden.shape[1]} images that are left of "
-                f"{size} in the database"
-            )
+        check_k(k, size, hidden)
         store, scorer = self.store, without_idle_samples(scorer)
         exact = store.storage == "float32"
         wanted = k + hidden.shape[1]
@@ -143,6 +135,23 @@ class StreamedSpace:
             scores = scoring.of_codes(one, self.store.centred(own), self.scale)
             rows.append(np.asarray(scoring.SHOW[show](scores))[0])
         return np.stack(rows)
+
+
+def check_k(k: int, size: int, hidden: np.ndarray) -> None:
+    """Raises ValueError if k images are not left of `size` without the hidden [B, H]."""
+    left = size - hidden.shape[1]
+    if not 1 <= k <= left:
+        raise ValueError(
+            f"k={k}: expected from 1 to the {left} images that are left of {size} in the database"
+        )
+
+
+def centred_with_examples(store: Any, examples: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Centred codes [..., D] of positions [...] in a store of N; from N on, of examples [E, D]."""
+    inside = positions < len(store)
+    codes = store.centred(np.where(inside, positions, 0))
+    codes[~inside] = examples[positions[~inside] - len(store)]
+    return codes
 
 
 def _tiles(codes: np.ndarray, rows: int) -> Iterator[tuple[int, jax.Array]]:

@@ -1,0 +1,321 @@
+"""Weak and strong scaling of training and of sharded search: what is sent, and how long it takes.
+
+    python benchmarks/scaling.py
+    python benchmarks/scaling.py --here --coordinator=HOST:PORT --processes=N --process=I
+
+The first starts runs of 1 and 2 processes with 1 to 8 virtual devices in all, each in processes of
+its own and all of them several times in turns, and counts without running it the paper's net (40
+layers, width 64) on up to 256. The second measures the devices of the run that it is one process
+of: the way to measure a cluster. With `--count --topology=v5e:2x4 --dtype=bfloat16` it compiles for
+a TPU that is not there. Bytes and calls are those of the compiled program
+(`communication.py`); virtual devices share the cores, so on a CPU seconds tell what splitting
+costs, not what it gains.
+
+Strong scaling keeps the batch or the database, weak scaling what each device has of it.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchmarks`
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from air_jax.configs import default, figure3
+from jax.experimental import topologies
+
+from air_jax import cluster, sgd, sharded_retrieval, sharding, train
+from benchmarks import communication, measure
+
+# Processes and devices of each.
+LAYOUTS = ["1x1", "1x2", "1x4", "1x8", "2x1", "2x2", "2x4"]
+COUNTED = ["1x2", "1x8", "1x32", "1x256"]
+PAPER = (40, 64)  # layers, width
+PAPER_BATCH = 160
+IMAGE = (32, 32, 3)
+TOTAL_STEPS = 1000  # of the learning rate's schedule
+DIMENSION, NEAREST, ITEMS, QUERIES = 128, 100, 30, 64  # of codes; found; ranked; at a time
+WORK = ("train", "search", "ranks")
+
+
+def main() -> None:
+    arguments = _parse()
+    if arguments.here:
+        _measure_here(arguments)
+        return
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(arguments.turns):
+            for layout in arguments.layouts[:: -1 if turn % 2 else 1]:
+                _add(rows, _run(layout, arguments, Path(folder)))
+        for layout in arguments.counted:
+            _add(rows, _run(layout, arguments, Path(folder), "--count"))
+    for row in rows:
+        _rate(row)
+        _print(row)
+    measure.report(arguments, _summary(rows), rows)
+
+
+def _parse() -> argparse.Namespace:
+    parser = measure.parser(__doc__)
+    parser.add_argument("--layouts", nargs="*", default=LAYOUTS, help="PROCESSESxDEVICES, timed")
+    parser.add_argument("--counted", nargs="*", default=COUNTED, help="likewise, only compiled")
+    parser.add_argument("--turns", type=int, default=2, help="times that each layout is started")
+    parser.add_argument("--rounds", type=int, default=5, help="calls timed each time")
+    parser.add_argument("--depth", type=int, default=10)
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=PAPER_BATCH, help="of strong scaling")
+    parser.add_argument("--batch-each", type=int, default=40, help="of weak scaling, per device")
+    parser.add_argument("--database", type=int, default=48_000, help="codes of strong scaling")
+    parser.add_argument("--database-each", type=int, default=12_000, help="of weak, per device")
+    parser.add_argument("--here", action="store_true", help="only measure this run's devices")
+    parser.add_argument("--count", action="store_true", help="with --here: count, do not time")
+    parser.add_argument(
+        "--topology", help="with --count: a TPU that need not be there, as v5e:2x4; needs libtpu"
+    )
+    parser.add_argument("--dtype", default="float32", help="that training computes in")
+    parser.add_argument("--coordinator", help="with --here: HOST:PORT of the run's process 0")
+    parser.add_argument("--processes", type=int, help="of the run")
+    parser.add_argument("--process", type=int, help="this one, from 0")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.layouts, arguments.counted = ["1x1", "1x2", "2x1"], []
+        arguments.turns, arguments.rounds = 1, 3
+        arguments.batch, arguments.database, arguments.database_each = 40, 6_000, 3_000
+    return arguments
+
+
+def _run(
+    layout: str, arguments: argparse.Namespace, folder: Path, *others: str
+) -> list[dict[str, Any]]:
+    """The rows of a run of its own.
+
+    Raises:
+        RuntimeError: it failed; with its last lines.
+    """
+    processes, devices = map(int, layout.split("x"))
+    names = (
+        "rounds",
+        "depth",
+        "width",
+        "batch",
+        "batch_each",
+        "database",
+        "database_each",
+        "dtype",
+    )
+    command = [sys.executable, __file__, "--here", f"--devices={devices}", *others]
+    command += [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in names]
+    command += [f"--json={folder / 'rows.json'}"]
+    if processes > 1:
+        command += [f"--coordinator=127.0.0.1:{_free_port()}", f"--processes={processes}"]
+    # The second time a layout is started, and the second process, find its programs compiled.
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compilations")}
+    started = [
+        subprocess.Popen(
+            command + ([f"--process={number}"] if processes > 1 else []),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+    said = [each.communicate()[0] for each in started]
+    if any(each.returncode for each in started):
+        raise RuntimeError(f"layout {layout} failed:\n" + "\n".join(x[-2000:] for x in said))
+    print(f"{layout}: done", flush=True)
+    return json.loads((folder / "rows.json").read_text())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _add(rows: list[dict[str, Any]], more: list[dict[str, Any]]) -> None:
+    """Seconds of a layout that was there before join those it had."""
+    for new in more:
+        for row in rows:
+            if all(row[key] == new[key] for key in new if key != "seconds"):
+                row["seconds"] += new["seconds"]
+                break
+        else:
+            rows.append(new)
+
+
+def _rate(row: dict[str, Any]) -> None:
+    """Images/s of training, calls/s of others, if it was timed."""
+    if row["seconds"]:
+        amount = row["size"] if row["work"] == "train" else 1
+        row["rate"] = measure.spread(np.array(row["seconds"]), amount)
+
+
+def _print(row: dict[str, Any]) -> None:
+    what = f"{row['work']:6} {row['scaling']:6} {row['processes']} x {row['devices']:3}"
+    sent = f"{row['calls']} calls, {row['sent_bytes']:,.0f} bytes sent by each device"
+    unit = "images/s" if row["work"] == "train" else "calls/s"
+    rate = row.get("rate")
+    took = f"; {rate['median']:,.1f} {unit} ({rate['low']:,.1f} to {rate['high']:,.1f})"
+    size = f"{row['size']:>9,}"
+    print(f"{what} {size} depth {row['depth'] or '-':>2}: {sent}{took if rate else ''}")
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Of the largest timed run of one process: what is sent, and its rate over one device's."""
+    timed = [row for row in rows if row["seconds"] and row["processes"] == 1]
+    most = max(row["devices"] for row in timed)
+    summary: dict[str, float | None] = {}
+    for row in (row for row in timed if row["devices"] == most):
+        name = f"{row['work']}_{row['scaling']}_{most}_devices"
+        one = next(
+            (
+                each["rate"]["median"]
+                for each in timed
+                if each["devices"] == 1 and _kind(each) == _kind(row)
+            ),
+            None,
+        )
+        summary[f"{name}_calls"] = row["calls"]
+        summary[f"{name}_sent_bytes"] = row["sent_bytes"]
+        summary[f"{name}_rate_over_one"] = one and row["rate"]["median"] / one
+    return summary
+
+
+def _kind(row: dict[str, Any]) -> tuple[str, str]:
+    return row["work"], row["scaling"]
+
+
+def _measure_here(arguments: argparse.Namespace) -> None:
+    """Measure, or count, on the devices of this run, and write rows to `--json`."""
+    measure.set_devices(arguments.devices)
+    place = cluster.find_place(arguments.coordinator, arguments.processes, arguments.process)
+    cluster.start(place)
+    mesh = sharding.make_mesh(_chips(arguments.topology) if arguments.topology else None)
+    net = PAPER if arguments.count else (arguments.depth, arguments.width)
+    batch_each = PAPER_BATCH if arguments.count else arguments.batch_each
+    sizes = {
+        "train": {"strong": arguments.batch, "weak": batch_each * mesh.size},
+        "search": {"strong": arguments.database, "weak": arguments.database_each * mesh.size},
+    }
+    rows, runs = [], {}
+    for work in WORK:
+        for scaling, size in sizes["train" if work == "train" else "search"].items():
+            if size % mesh.size:
+                continue  # the paper's batch does not divide over so many devices
+            if work == "train":
+                program, run = _training(*net, size, arguments.dtype, mesh, arguments.count)
+            else:
+                program, run = _retrieval(work, size, mesh, arguments.count)
+            found = communication.collectives(program)
+            rows.append(
+                {
+                    "work": work,
+                    "scaling": scaling,
+                    "processes": place.processes,
+                    "devices": mesh.size,
+                    "size": size,
+                    "depth": net[0] if work == "train" else None,
+                    "width": net[1] if work == "train" else None,
+                    **communication.totals(found),
+                    "collectives": [each._asdict() for each in found],
+                    "seconds": [],
+                }
+            )
+            if run:
+                runs[work, scaling] = run
+    for kind, seconds in measure.seconds_in_turns(runs, arguments.rounds).items():
+        next(row for row in rows if _kind(row) == kind)["seconds"] = seconds.tolist()
+    if not cluster.is_first():
+        return
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows))
+    for row in rows:
+        _rate(row)
+        _print(row)
+
+
+def _chips(topology: str) -> list[jax.Device]:
+    """Of a TPU to compile for, whether or not it is there."""
+    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    return list(described.devices)
+
+
+def _training(
+    depth: int, width: int, batch: int, dtype: str, mesh: jax.sharding.Mesh, count: bool
+) -> tuple[str, Callable[[], Any] | None]:
+    """The text of the compiled step, and a function that does one, unless it is only to count."""
+    config = default.get_config()
+    config.update(figure3.nets()[f"depth{depth}/asymmetric-pool"])
+    config.model.width, config.train.batch, config.train.dtype = width, batch, dtype
+    half = np.full(3, 0.5, np.float32)
+    # To count, one copy of the net is enough, wherever it lies.
+    home = sharding.make_mesh(jax.local_devices()[:1]) if count else mesh
+    net = train.new_net(config, IMAGE, half, half / 2, home)
+    optimizer = sgd.make_optimizer(config.train, TOTAL_STEPS)
+    if count:
+        net = net._replace(mean=half, std=half / 2)
+        state = jax.eval_shape(lambda: sgd.initial_state(net, optimizer, home))
+    else:
+        state = sgd.initial_state(net, optimizer, mesh)
+    call, _ = sgd.compile_step(config, net, state, sgd.Phase(0, TOTAL_STEPS, None), IMAGE, mesh)
+    if count:
+        return call.as_text(), None
+    images = np.random.default_rng(0).integers(0, 256, (batch, *IMAGE), np.uint8)
+    own = images[cluster.share(batch)]
+    images = sharding.put_share(own, sharding.by_rows(mesh))
+    key = sharding.put(jax.random.key(0), sharding.replicated(mesh))
+
+    def run() -> None:
+        nonlocal state
+        state, _ = call(state, images, key)
+        jax.block_until_ready(state)
+
+    return call.as_text(), run
+
+
+def _retrieval(
+    work: str, size: int, mesh: jax.sharding.Mesh, count: bool
+) -> tuple[str, Callable[[], Any] | None]:
+    """Likewise of `sharded_retrieval.search` or `ranks_by_distance`, for one block of queries."""
+    rows, whole = sharding.by_rows(mesh), sharding.replicated(mesh)
+
+    def array(
+        shape: tuple[int, ...], where: jax.sharding.Sharding, dtype: Any = jnp.float32
+    ) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    database = array((size, DIMENSION), rows), array((size,), rows)
+    queries = array((QUERIES, DIMENSION), whole)
+    if work == "search":
+        block = sharded_retrieval._search_block
+        lowered = block.lower(queries, *database, k=NEAREST, mesh=mesh)
+    else:
+        items = array((QUERIES, ITEMS), whole, jnp.int32)
+        lowered = sharded_retrieval._ranks_block.lower(queries, items, *database, mesh=mesh)
+    program = lowered.compile().as_text()
+    if count:
+        return program, None
+    random = np.random.default_rng(0)
+    made = sharded_retrieval.make_database(
+        random.standard_normal((size, DIMENSION), np.float32), mesh
+    )
+    wanted = random.standard_normal((QUERIES, DIMENSION), np.float32)
+    if work == "search":
+        return program, lambda: sharded_retrieval.search(made, wanted, NEAREST, mesh)
+    ranked = random.integers(0, size, (QUERIES, ITEMS), np.int32)
+    return program, lambda: sharded_retrieval.ranks_by_distance(made, wanted, ranked, mesh)
+
+
+if __name__ == "__main__":
+    main()
