@@ -68,6 +68,11 @@ class SessionStore:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.executescript(SCHEMA)
+            # Tokens have no checksum, but stand in the table and in its index: a changed one is
+            # in one of them only.
+            found = [row[0] for row in self._database.execute("PRAGMA integrity_check(1)")]
+            if found != ["ok"]:
+                raise sqlite3.DatabaseError(found[0])
         except DAMAGED as error:
             self._database.close()
             raise ValueError(f"{path} cannot be read: {error}") from error

@@ -143,7 +143,7 @@ def test_a_changed_byte_changes_no_session_unless_with_an_error_that_names_the_f
     before = {token: make_session(token) for token in "tuvwxyz"}
     content, draw = store.path.read_bytes(), random.Random(0)
     path = tmp_path / "damaged" / "sessions.sqlite"
-    same = refused = not_found = 0
+    same = refused = 0
     for _ in range(count):
         shutil.rmtree(path.parent, ignore_errors=True)
         path.parent.mkdir()
@@ -167,10 +167,7 @@ def test_a_changed_byte_changes_no_session_unless_with_an_error_that_names_the_f
         except ValueError as error:
             assert str(path) in str(error)
             refused += 1
-        except KeyError:  # its token, or SQLite's index of it, has changed: it is not found
-            not_found += 1
         finally:
             again.close()
-    # Not found is lost, as nothing says why: no test of it passes for it, and the table tells it.
     faults_tried.add("one byte changed", "sessions of an index", Tried(count, same, refused))
-    assert same + refused + not_found == count
+    assert same + refused == count
