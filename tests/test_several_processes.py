@@ -2,11 +2,14 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +23,11 @@ from air_jax.files import read_npz
 from air_jax.training_log import read_metrics
 
 LONG_TRAINING = {
-    "train__epochs": 100,
+    "train__epochs": 60,
     "log__checkpoint_steps": 20,
     "train__learning_rate": 0.01,
 }
-STEPS = 400
+STEPS = 240
 PATIENCE = 300  # seconds; nothing here is judged by its time but where it says so
 
 
@@ -72,12 +75,34 @@ class Processes:
         return ended
 
 
-def run_two(*args, **keys) -> str:
-    """What the first process says of a run that must succeed."""
-    with Processes(*args, **keys) as both:
-        (first, said), (second, other) = both.end()
-    assert (first, second) == (0, 0), said + other
-    return said
+@pytest.fixture
+def run_two(tmp_path) -> Callable[..., str]:
+    """Runs `launch/multiprocess_local.sh` to its end; what the first process says.
+
+    The other one's output is then in `logs/process-1.log`.
+    """
+    venv, logs = tmp_path / "venv", tmp_path / "logs"
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    (venv / "bin/python").chmod(0o755)
+    stamp = subprocess.run(["cksum", "setup.py"], cwd=ROOT, capture_output=True, check=True)
+    (venv / ".installed-base").write_bytes(stamp.stdout)
+    variables = {"VENV": str(venv), "LOGS": str(logs), "PROCESSES": "2", "DEVICES": "2"}
+    without = {key: value for key, value in os.environ.items() if key != "PYTHON"}
+
+    def run(*args, **keys) -> str:
+        done = subprocess.run(
+            ["bash", "launch/multiprocess_local.sh", *command(*args, **keys)[3:]],
+            cwd=ROOT,
+            env=without | variables,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
 
 
 def run_one(*args, **keys) -> str:
@@ -120,12 +145,12 @@ def parameters(workdir: Path, config, mesh) -> np.ndarray:
     return np.concatenate([np.ravel(leaf) for leaf in leaves])
 
 
-def test_two_processes_reach_what_one_does_and_the_first_alone_speaks(one, images, tmp_path):
+def test_two_processes_reach_what_one_does_and_the_first_alone_speaks(
+    one, images, tmp_path, run_two
+):
     workdir = tmp_path / "two"
-    with Processes(workdir, images, data__queries_per_class=3) as both:
-        (status, said), (other_status, other_said) = both.end()
-    assert (status, other_status) == (0, 0), said + other_said
-    assert "first retrieval" in said
+    assert "first retrieval" in run_two(workdir, images, data__queries_per_class=3)
+    other_said = (tmp_path / "logs" / "process-1.log").read_text()
     assert not re.sub(r"\[Gloo\].*\n", "", other_said)
     ours, theirs = results(workdir), results(one)
     for key in ("loss", "code_shuffled_loss", "constant_loss", "pca_loss"):
@@ -140,7 +165,7 @@ def test_two_processes_reach_what_one_does_and_the_first_alone_speaks(one, image
     assert "another training" not in run_one(workdir, images, data__queries_per_class=3)
 
 
-def test_from_the_same_codes_two_processes_rank_and_simulate_as_one(one, images, tmp_path):
+def test_from_the_same_codes_two_processes_rank_and_simulate_as_one(one, images, tmp_path, run_two):
     workdir = tmp_path / "two"
     shutil.copytree(one, workdir)
     for stage in ("retrieve", "feedback"):
@@ -179,7 +204,9 @@ def test_sigterm_to_one_of_two_stops_both_at_one_step_and_one_process_continues(
 
 
 @pytest.mark.long
-def test_a_checkpoint_of_one_process_continues_on_two(images, tmp_path, small_config, mesh):
+def test_a_checkpoint_of_one_process_continues_on_two(
+    images, tmp_path, small_config, mesh, run_two
+):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run_one(whole, images, "--stages=train", **LONG_TRAINING)
     process = subprocess.Popen(
@@ -197,7 +224,7 @@ def test_a_checkpoint_of_one_process_continues_on_two(images, tmp_path, small_co
 
 @pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_where_one_of_two_is_killed_the_other_says_so_within_a_minute_and_both_continue(
-    images, tmp_path, lost
+    images, tmp_path, run_two, lost
 ):
     workdir = tmp_path / "run"
     with Processes(workdir, images, "--stages=train", **LONG_TRAINING) as both:
