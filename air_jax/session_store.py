@@ -28,6 +28,8 @@ CREATE TABLE IF NOT EXISTS uploads (
     width INTEGER NOT NULL, height INTEGER NOT NULL, code BLOB NOT NULL, thumbnail BLOB NOT NULL
 ) STRICT;
 """
+# SQLite puts the name of what is damaged into its message, whatever bytes that has become.
+DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
 DIGEST = 32  # bytes of a SHA-256, after the code of an upload
 BUSY_SECONDS = 30  # to wait for another process that writes
 
@@ -66,7 +68,12 @@ class SessionStore:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.executescript(SCHEMA)
-        except sqlite3.DatabaseError as error:
+            # Tokens have no checksum, but stand in the table and in its index: a changed one is
+            # in one of them only.
+            found = [row[0] for row in self._database.execute("PRAGMA integrity_check(1)")]
+            if found != ["ok"]:
+                raise sqlite3.DatabaseError(found[0])
+        except DAMAGED as error:
             self._database.close()
             raise ValueError(f"{path} cannot be read: {error}") from error
         self._access = threading.Lock()
@@ -184,7 +191,7 @@ class SessionStore:
             try:
                 with self._database as database:
                     yield database
-            except sqlite3.DatabaseError as error:
+            except DAMAGED as error:
                 raise ValueError(f"{self.path} cannot be read or written: {error}") from error
 
     def _unsealed(self, document: str) -> dict[str, Any]:

@@ -299,8 +299,14 @@ def test_damaged_statistics_are_an_error_that_names_the_file(store, tmp_path, da
         ImageIndex(out)
 
 
+def unavailable(*_, **__):
+    from pymilvus.exceptions import MilvusException
+
+    raise MilvusException(message="it is\ndown")
+
+
 def test_the_page_s_interface_answers_as_on_an_index_of_this_machine(
-    pictures, trained_run, store, tmp_path
+    pictures, trained_run, store, tmp_path, monkeypatch
 ):
     pytest.importorskip("fastapi", reason="fastapi is not installed (pip install 'air_jax[app]')")
     pytest.importorskip("httpx", reason="httpx is not installed (pip install 'air_jax[test]')")
@@ -322,7 +328,9 @@ def test_the_page_s_interface_answers_as_on_an_index_of_this_machine(
     for out in ("here", "there"):
         index = ImageIndex(tmp_path / out)
         service = Service(index, SessionStore(tmp_path / f"{out}.sqlite"), decoding.Limits())
-        client = TestClient(make_app(service), raise_server_exceptions=False)
+        client = TestClient(
+            make_app(lambda service=service: service), raise_server_exceptions=False
+        )
         rounds = [client.post("/api/sessions", json={"images": [5], "count": 6}).json()]
         path = f"/api/sessions/{rounds[0]['session']}"
         shown = [one["image"] for one in rounds[0]["round"]["results"]]
@@ -334,9 +342,12 @@ def test_the_page_s_interface_answers_as_on_an_index_of_this_machine(
         assert client.get(f"{path}/export.csv").status_code == 200
         answers.append([one["round"]["results"] for one in rounds])
         if out == "there":
+            with monkeypatch.context() as patch:
+                patch.setattr(index.store.vectors._client, "search", unavailable)
+                answer = client.post("/api/sessions", json={"images": [5], "count": 6})
+            assert answer.status_code == 503
+            assert "codes.db: it is down" in answer.json()["error"]
             index.store.vectors.close()
-            answer = client.post("/api/sessions", json={"images": [5], "count": 6})
-            assert answer.status_code in (500, 503)
     for here, there in zip(*answers, strict=True):
         assert [one["image"] for one in here] == [one["image"] for one in there]
         np.testing.assert_allclose(
