@@ -191,24 +191,26 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
 
 
 def _counts(results: dict[str, Any]) -> str:
+    """Strong and weak scaling are one line where they send the same."""
     lines = []
     for row in results["rows"]:
-        if row["devices"] > 1 and (row["work"] == "train" or row["scaling"] == "strong"):
-            what = (
-                f"training step, {row['depth']} layers, width {row['width']}, {row['scaling']}"
-                if row["work"] == "train"
-                else f"{row['work']}, {QUERIES} queries"
-            )
-            kinds = sorted({each["kind"] for each in row["collectives"]})
-            lines.append(
-                [
-                    what,
-                    f"{row['processes']} × {row['devices'] // row['processes']}",
-                    f"{row['calls']} {', '.join(kinds)}",
-                    f"{row['payload_bytes']:,}",
-                    f"{row['sent_bytes']:,.0f}",
-                ]
-            )
+        if row["devices"] == 1:
+            continue
+        what = (
+            f"training step, {row['depth']} layers, width {row['width']}"
+            if row["work"] == "train"
+            else f"{row['work']}, {QUERIES} queries"
+        )
+        kinds = sorted({each["kind"] for each in row["collectives"]})
+        line = [
+            what,
+            f"{row['processes']} × {row['devices'] // row['processes']}",
+            f"{row['calls']} {', '.join(kinds)}",
+            f"{row['payload_bytes']:,}",
+            f"{row['sent_bytes']:,.0f}",
+        ]
+        lines += [line] if line not in lines else []
+    lines.sort(key=lambda line: line[0])
     head = ["program", "processes × devices", "calls", "payload, bytes", "sent by each, bytes"]
     return _table(head, lines)
 
