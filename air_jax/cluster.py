@@ -267,6 +267,7 @@ def gather(rows: np.ndarray, count: int) -> np.ndarray:
     most = -(-count // _place.processes)
     sent = np.zeros((most, width), np.uint8)
     sent[: len(rows)] = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), width)
+    barrier()  # Gloo gives up on a process that comes to its first exchange half a minute later
     received = np.asarray(multihost_utils.process_allgather(sent))
     shares = [_share(count, number) for number in range(_place.processes)]
     whole = [part[: own.stop - own.start] for part, own in zip(received, shares, strict=True)]

@@ -373,6 +373,7 @@ def train_together(
                             len(images),
                         )
                         info["compile_seconds"] += seconds
+                    cluster.barrier()  # Gloo gives up on a process that compiles for longer
                     before, started = info["seconds"], time.monotonic()
                     for batches in load(step, phase.end):
                         steps = min(per_call, phase.end - step)
