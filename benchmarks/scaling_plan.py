@@ -167,18 +167,19 @@ def tables(results: dict[str, Any]) -> dict[str, str]:
     )
     weak = {n: step_seconds(BATCH, n, train) for n in (8, 256)}
     made["weak_said"] = "\n".join(
-        f"- {n} accelerators, {BATCH} images each: **{BATCH * n / step['apart']:,.0f} images/s**, "
-        f"or {BATCH * n / step['overlapped']:,.0f} if collectives overlap."
+        f"- {n} accelerators, {BATCH} images each: "
+        f"**{_rate(BATCH * n / step['apart'])} images/s**, "
+        f"or {_rate(BATCH * n / step['overlapped'])} if collectives overlap."
         for n, step in weak.items()
     )
     strong = step_seconds(BATCH / 8, 8, train)
     free = BATCH / 8 * flops_per_image() / (given("peak") * given("efficiency"))
     made["strong_said"] = (
-        f"- 8 accelerators, {BATCH} images in all: **{BATCH / strong['apart']:,.0f} images/s**, "
+        f"- 8 accelerators, {BATCH} images in all: **{_rate(BATCH / strong['apart'])} images/s**, "
         f"{one['apart'] / strong['apart']:.2f} times one; "
-        f"{BATCH / (free + strong['sending']):,.0f} if kernels had no shortest time.\n"
+        f"{_rate(BATCH / (free + strong['sending']))} if kernels had no shortest time.\n"
         f"- 256 accelerators, {BATCH} images in all: not possible, a batch divides evenly. "
-        f"32 reach {BATCH / step_seconds(BATCH / 32, 32, train)['apart']:,.0f} images/s."
+        f"32 reach {_rate(BATCH / step_seconds(BATCH / 32, 32, train)['apart'])} images/s."
     )
     full = given("capacity") / (4 * (DIMENSION + 1))
     made["search_said"] = (
@@ -242,8 +243,8 @@ def _steps(devices: Any, batch_each: Any, train: dict[str, Any]) -> str:
                 f"{batch_each(n):g}",
                 f"{step['computing'] * 1e3:.3f}",
                 f"{step['sending'] * 1e3:.3f}",
-                f"{images / step['apart']:,.0f}",
-                f"{images / step['overlapped']:,.0f}",
+                _rate(images / step["apart"]),
+                _rate(images / step["overlapped"]),
                 f"{images / step['apart'] * one / n:.0%}",
             ]
         )
@@ -271,6 +272,11 @@ def _searches(search: dict[str, Any]) -> str:
             )
     head = ["accelerators", "queries at once", "gathered, kB", "sending, ms"]
     return _table([*head, "10⁹ codes in 200 ms", "10⁹ codes that fit"], lines)
+
+
+def _rate(value: float) -> str:
+    """Three digits of what is computed: its assumptions carry no more."""
+    return f"{float(f'{value:.3g}'):,.0f}"
 
 
 def _table(head: list[str], lines: list[list[str]]) -> str:
