@@ -308,7 +308,9 @@ HISTORY = {"added", "unchanged", "generation"} | {"commit", "commit_reason"}
 def without_times(value: Any) -> Any:
     """A JSON value without what two runs of the same work do not have in common."""
     if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in TIMES | HISTORY}
+        # A checksum is also of the times.
+        left_out = TIMES | HISTORY | {"checksum"}
+        return {k: without_times(v) for k, v in value.items() if k not in left_out}
     return [without_times(v) for v in value] if isinstance(value, list) else value
 
 
