@@ -144,12 +144,15 @@ def sha256_of(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
+def locked(
+    path: Path, what: str, *, doing: str = "working in it", wait: bool = False
+) -> Iterator[None]:
     """Hold a lock file; the system frees it when the process ends, however it does.
 
     Args:
         path: of the lock file, which stays.
         what: is locked, for the message.
+        doing: what a process that holds it does, likewise.
         wait: until another process has freed it.
 
     Raises:
@@ -162,7 +165,7 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise ValueError(
-                f"{what}: another process is working in it ({file.read().strip() or path})"
+                f"{what}: another process is {doing} ({file.read().strip() or path})"
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

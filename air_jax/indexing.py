@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import fcntl
 import hashlib
 import json
 import shutil
@@ -27,7 +26,7 @@ from air_jax import (
 from air_jax.catalogue import Catalogue, codes_name
 from air_jax.decode_pool import Task
 from air_jax.decoding import Decoded, Limits, read_file
-from air_jax.files import write_json
+from air_jax.files import locked, write_json
 from air_jax.image_files import File
 from air_jax.image_index import NET_FILE, SHEET_FILE, SUMMARY_FILE
 from air_jax.milvus_store import MilvusStore
@@ -195,11 +194,7 @@ def _opened(out: Path, made_from: dict[str, Any], options: Options) -> Iterator[
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file; expected a folder")
     out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK_FILE).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"--out={out}: another process is indexing into it") from None
+    with locked(out / LOCK_FILE, f"--out={out}", doing="indexing into it"):
         catalogue = Catalogue(out)
         try:
             _check_same(catalogue, made_from | {"store": address}, out)
