@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = (HERE / "air_jax" / "__init__.py").read_text().split('__version__ = "')[1].split('"')[0]
@@ -14,9 +14,9 @@ setup(
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
-    packages=["air_jax", "air_jax.configs"],
+    packages=[*find_packages(include=["air_jax", "air_jax.*"]), "air_jax.configs"],
     package_dir={"air_jax.configs": "configs"},
-    package_data={"air_jax": ["page/*"]},
+    package_data={"air_jax.serve": ["page/*"]},
     # With the lowest versions together, Python 3.11 passes the tests of training, checkpoints,
     # encoding, retrieval, data, indexes, interface and program; JAX 0.10 is its last.
     install_requires=[

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from air_jax import datasets
+from air_jax.data import datasets
 
 SHAPES = ("circle", "square", "triangle", "ring", "cross")
 EACH = 80

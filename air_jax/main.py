@@ -8,9 +8,10 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from air_jax import cluster, command, dry_run, pipeline, plan, report
-from air_jax.progress import say
-from air_jax.workdir import FIGURES_FOLDER, RESULTS_FILE, STAGES, WorkDir, all_needs
+from air_jax.run import dry_run, jobs, pipeline, report
+from air_jax.run.work_directory import FIGURES_FOLDER, RESULTS_FILE, STAGES, WorkDir, all_needs
+from air_jax.runtime import command_line, distributed
+from air_jax.runtime.progress import say
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -38,13 +39,13 @@ def main(argv: list[str]) -> int:
     config_file = config_flags.get_config_filename(flags.FLAGS["config"])
     default_path = Path("runs") / Path(config_file).stem
     path = default_path if _WORKDIR.value is None else Path(_WORKDIR.value)
-    return command.guard(lambda: _run(_CONFIG.value, path), path)
+    return command_line.guard(lambda: _run(_CONFIG.value, path), path)
 
 
 def _run(config: ml_collections.ConfigDict, path: Path) -> None:
     wanted = _stages(_STAGES.value)
     anew = _OVERWRITE.value
-    job = plan.prepare(config)
+    job = jobs.prepare(config)
     workdir = WorkDir(path, config, job.dataset.fingerprint())
     if anew:
         workdir.exists()
@@ -54,11 +55,11 @@ def _run(config: ml_collections.ConfigDict, path: Path) -> None:
     if _DRY_RUN.value:
         say(dry_run.describe(job, workdir, wanted, anew))
         return
-    cluster.barrier()  # all have looked before the first one changes the folder
-    if anew and cluster.is_first() and (aside := workdir.set_aside()):
+    distributed.barrier()  # all have looked before the first one changes the folder
+    if anew and distributed.is_first() and (aside := workdir.set_aside()):
         say(f"the earlier run is now in {aside}")
     with workdir.opened():
-        command.keep_compilations()
+        command_line.keep_compilations()
         _hint(wanted, job, workdir)
         for stage in wanted:
             pipeline.do_stage(stage, job, workdir)
@@ -89,7 +90,7 @@ def _check_order(wanted: list[str], workdir: WorkDir, anew: bool) -> None:
         raise ValueError(f"stage report: there is nothing to report in {workdir.path}")
 
 
-def _hint(wanted: list[str], job: plan.Job, workdir: WorkDir) -> None:
+def _hint(wanted: list[str], job: jobs.Job, workdir: WorkDir) -> None:
     depth = job.config.model.depth
     trains = "train" in wanted and workdir.why_redo("train")
     if trains and depth >= DEEP and jax.default_backend() == "cpu":
@@ -105,4 +106,4 @@ def _show_report(workdir: WorkDir) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command_line.run(main)

@@ -9,10 +9,11 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from air_jax import command, session_replay
-from air_jax.files import write_json
-from air_jax.image_index import ImageIndex
-from air_jax.progress import say
+from air_jax.index.image_index import ImageIndex
+from air_jax.runtime import command_line
+from air_jax.runtime.atomic_files import write_json
+from air_jax.runtime.progress import say
+from air_jax.serve import session_replay
 
 _INDEX = flags.DEFINE_string("index", None, "another place of the index than the session names")
 _OUT = flags.DEFINE_string("out", None, "write what was found to this JSON file")
@@ -23,10 +24,10 @@ DIFFERENT = 1
 def main(arguments: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     if len(arguments) != 2:
-        command.fail("expected one file: python -m air_jax.replay SESSION.json")
-    command.keep_compilations()
+        command_line.fail("expected one file: python -m air_jax.replay SESSION.json")
+    command_line.keep_compilations()
     found: list[dict[str, Any]] = []
-    status = command.guard(lambda: found.extend(_run(Path(arguments[1]))), Path(arguments[1]))
+    status = command_line.guard(lambda: found.extend(_run(Path(arguments[1]))), Path(arguments[1]))
     return status or (0 if all(one["same"] for one in found) else DIFFERENT)
 
 

@@ -19,7 +19,9 @@ import ml_collections
 import numpy as np
 from air_jax.configs import default, figure3
 
-from air_jax import plan, sharding, train
+from air_jax.run import jobs
+from air_jax.runtime import sharding
+from air_jax.training import loop
 from benchmarks import measure
 
 DTYPES = ("float32", "bfloat16")
@@ -33,10 +35,10 @@ def main() -> None:
     for seed in arguments.seeds:
         for dtype in DTYPES:
             config = _config(arguments, seed, dtype)
-            job = plan.prepare(config)
+            job = jobs.prepare(config)
             images = job.dataset.images[job.training_positions()]
             with tempfile.TemporaryDirectory() as folder:
-                result = train.train(config, images, mesh, Path(folder))
+                result = loop.train(config, images, mesh, Path(folder))
                 lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
             losses = [json.loads(line)["loss"] for line in lines]
             last = losses[-max(1, len(losses) // 10) :]

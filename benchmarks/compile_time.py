@@ -16,7 +16,8 @@ import jax
 import numpy as np
 from air_jax.configs import default, figure3
 
-from air_jax import sgd, sharding, train
+from air_jax.runtime import sharding
+from air_jax.training import loop, sgd
 from benchmarks import measure
 
 
@@ -49,7 +50,7 @@ def _seconds(net_name: str, arguments: argparse.Namespace, mesh: jax.sharding.Me
     config.update(figure3.nets()[net_name])
     config.model.width, config.train.batch = arguments.width, arguments.batch
     half = np.full(3, 0.5, np.float32)
-    net = train.new_net(config, (32, 32, 3), half, half / 2, mesh)
+    net = loop.new_net(config, (32, 32, 3), half, half / 2, mesh)
     state = sgd.initial_state(net, sgd.make_optimizer(config.train, 1000), mesh)
     phase = sgd.Phase(0, 1000, None)
     return sgd.compile_step(config, net, state, phase, (32, 32, 3), mesh)[1]

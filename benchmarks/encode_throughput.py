@@ -19,7 +19,9 @@ import jax
 import numpy as np
 from air_jax.configs import default, figure3
 
-from air_jax import encode, models, sharding, train
+from air_jax.models import autoencoder, encode
+from air_jax.runtime import sharding
+from air_jax.training import loop
 from benchmarks import measure
 
 
@@ -37,9 +39,9 @@ def main() -> None:
         config.update(figure3.nets()[f"depth{depth}/{measure.VARIANTS[variant]}"])
         config.train.dtype = dtype
         half = np.full(3, 0.5, np.float32)
-        net = train.new_net(config, shape[1:], half, half / 2, mesh)
+        net = loop.new_net(config, shape[1:], half, half / 2, mesh)
 
-        def run(net: models.Net = net) -> np.ndarray:
+        def run(net: autoencoder.Net = net) -> np.ndarray:
             return encode.encode(net, images, mesh, arguments.batch, label=None)
 
         started = time.perf_counter()
@@ -49,7 +51,7 @@ def main() -> None:
         resident = jax.device_put(images[: arguments.batch], sharding.by_rows(mesh))
 
         def run_on_device(
-            net: models.Net = net, resident: jax.Array = resident, batches: int = batches
+            net: autoencoder.Net = net, resident: jax.Array = resident, batches: int = batches
         ) -> None:
             jax.block_until_ready([encode.encode_batch(net, resident) for _ in range(batches)])
 

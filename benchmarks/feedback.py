@@ -3,8 +3,8 @@
     python benchmarks/feedback.py --json=benchmarks/results/feedback_cpu.json
     python benchmarks/feedback.py --codes=runs/depth40/codes.npz
 
-Ours is `feedback.simulate`: showing, marking, fitting, ranking the database, full and residual AP
-of every round, compilation included. The peer does the same for a sample of the queries with
+Ours is `simulated_user.simulate`: showing, marking, fitting, ranking the database, full and
+residual AP of every round, compilation included. The peer does the same for a sample of the queries with
 `sklearn.svm.SVC`, NumPy and `average_precision_score`; its time for all of them is extrapolated.
 Without `--codes`, codes are Gaussian clusters, one for each class.
 """
@@ -22,8 +22,9 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 from sklearn.svm import SVC
 
-from air_jax import feedback, scoring
-from air_jax.files import read_npz
+from air_jax.feedback import simulated_user
+from air_jax.runtime.atomic_files import read_npz
+from air_jax.search import scorers
 from benchmarks import measure
 
 LEARNERS = {"linear": "svc_linear", "rbf": "svc"}
@@ -34,11 +35,11 @@ def main() -> None:
     arguments = _parse()
     measure.set_devices(arguments.devices)
     codes, labels, queries, query_labels = _collection(arguments)
-    space = scoring.make_space(codes)
+    space = scorers.make_space(codes)
     rows, summary = [], {}
     for kernel, learner in LEARNERS.items():
         started = time.perf_counter()
-        found = feedback.simulate(
+        found = simulated_user.simulate(
             learner,
             space,
             queries,
@@ -98,7 +99,7 @@ def _collection(arguments: argparse.Namespace) -> tuple[np.ndarray, ...]:
     """Codes and labels of database and queries."""
     if arguments.codes:
         held = read_npz(arguments.codes)
-        chosen = feedback.choose_queries(held["query_label"], arguments.queries, seed=0)
+        chosen = simulated_user.choose_queries(held["query_label"], arguments.queries, seed=0)
         queries = held["query"][chosen], held["query_label"][chosen]
         return held["database"], held["database_label"], *queries
     rng = np.random.default_rng(0)

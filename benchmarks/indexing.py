@@ -21,9 +21,12 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from air_jax import datasets, decode_pool, encode, image_files, indexing, net_file, sharding
-from air_jax.catalogue import Catalogue
-from air_jax.decoding import Limits, read_file
+from air_jax.data import datasets
+from air_jax.index import build, decode_pool, image_files
+from air_jax.index.catalogue import Catalogue
+from air_jax.index.decoding import Limits, read_file
+from air_jax.models import encode, net_file
+from air_jax.runtime import sharding
 from benchmarks import measure
 
 ROOT = Path(__file__).parent.parent
@@ -93,7 +96,7 @@ def parts(folder: Path, model: Path, scratch: Path, workers: int) -> dict[str, f
     started = time.perf_counter()
     decoded = list(decode_pool.decode([file.path for file in files], task, workers))
     lap("decode")
-    batch = indexing.BATCH * mesh.size
+    batch = build.BATCH * mesh.size
     pixels = np.stack([one.pixels for one in decoded])
     started = time.perf_counter()
     codes = [

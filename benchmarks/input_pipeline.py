@@ -17,8 +17,9 @@ import jax
 import numpy as np
 from air_jax.configs import default, figure3
 
-from air_jax import sgd, sharding, train
-from air_jax.input_pipeline import Loader, make_loader
+from air_jax.data.loaders import Loader, make_loader
+from air_jax.runtime import sharding
+from air_jax.training import loop, sgd
 from benchmarks import measure
 
 LOADERS = ("resident", "host", "tfdata")
@@ -79,7 +80,7 @@ def _training_seconds(
     config.update(figure3.nets()["depth10/asymmetric-pool"])
     config.model.width, config.train.batch = arguments.width, arguments.batch
     half = np.full(3, 0.5, np.float32)
-    net = train.new_net(config, (32, 32, 3), half, half / 2, mesh)
+    net = loop.new_net(config, (32, 32, 3), half, half / 2, mesh)
     state = sgd.initial_state(net, sgd.make_optimizer(config.train, 1000), mesh)
     step, _ = sgd.compile_step(config, net, state, sgd.Phase(0, 1000, None), (32, 32, 3), mesh)
     key = jax.device_put(key, sharding.replicated(mesh))

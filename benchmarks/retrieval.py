@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchm
 import numpy as np
 from sklearn.metrics import average_precision_score
 
-from air_jax import code_store, metrics, retrieval
-from air_jax.code_store import CodeStore
-from air_jax.interactive import DEFAULT_LEARNER, Engine
-from air_jax.scoring import Near
-from air_jax.streaming import StreamedSpace
+from air_jax.feedback.engine import DEFAULT_LEARNER, Engine
+from air_jax.search import code_store, exact_search, metrics
+from air_jax.search.code_store import CodeStore
+from air_jax.search.scorers import Near
+from air_jax.search.streaming import StreamedSpace
 from benchmarks import measure
 
 DIMENSION, CLASSES, NEAREST, SEARCHED, MARKS = 128, 100, 100, 1000, 60
@@ -77,12 +77,12 @@ def _full_rankings(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     labels = np.arange(len(codes)) % CLASSES
     query_labels = np.arange(len(queries)) % CLASSES
-    items = retrieval.relevant_items(query_labels, labels)
-    database = retrieval.make_database(codes)
-    retrieval.ranks_by_distance(database, queries[:1], items[:1])  # compiles
+    items = exact_search.relevant_items(query_labels, labels)
+    database = exact_search.make_database(codes)
+    exact_search.ranks_by_distance(database, queries[:1], items[:1])  # compiles
     started = time.perf_counter()
     ap = metrics.average_precision(
-        retrieval.ranks_by_distance(database, queries, items, label="full rankings"), len(codes)
+        exact_search.ranks_by_distance(database, queries, items, label="full rankings"), len(codes)
     )
     ours = time.perf_counter() - started
     sample = range(0, len(queries), max(1, len(queries) // 50))
@@ -107,9 +107,9 @@ def _numpy_distances(query: np.ndarray, codes: np.ndarray) -> np.ndarray:
 def _nearest(
     arguments: argparse.Namespace, codes: np.ndarray, queries: np.ndarray
 ) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
-    database = retrieval.make_database(codes)
+    database = exact_search.make_database(codes)
     work: dict[str, Callable[[], np.ndarray]] = {
-        "air_jax": lambda: retrieval.search(database, queries, NEAREST)[1]
+        "air_jax": lambda: exact_search.search(database, queries, NEAREST)[1]
     }
     work |= {name: PEERS[name](codes, queries) for name in arguments.peers}
     ours = work["air_jax"]()

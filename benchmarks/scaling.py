@@ -33,7 +33,9 @@ import numpy as np
 from air_jax.configs import default, figure3
 from jax.experimental import topologies
 
-from air_jax import cluster, sgd, sharded_retrieval, sharding, train
+from air_jax.runtime import distributed, sharding
+from air_jax.search import sharded_search
+from air_jax.training import loop, sgd
 from benchmarks import communication, measure
 
 # Processes and devices of each.
@@ -200,8 +202,8 @@ def _kind(row: dict[str, Any]) -> tuple[str, str]:
 def _measure_here(arguments: argparse.Namespace) -> None:
     """Measure, or count, on the devices of this run, and write rows to `--json`."""
     measure.set_devices(arguments.devices)
-    place = cluster.find_place(arguments.coordinator, arguments.processes, arguments.process)
-    cluster.start(place)
+    place = distributed.find_place(arguments.coordinator, arguments.processes, arguments.process)
+    distributed.start(place)
     mesh = sharding.make_mesh(_chips(arguments.topology) if arguments.topology else None)
     net = PAPER if arguments.count else (arguments.depth, arguments.width)
     batch_each = PAPER_BATCH if arguments.count else arguments.batch_each
@@ -235,10 +237,10 @@ def _measure_here(arguments: argparse.Namespace) -> None:
             )
             if run:
                 runs[work, scaling] = run
-    cluster.barrier()  # compiling may take one process longer than others wait for it
+    distributed.barrier()  # compiling may take one process longer than others wait for it
     for kind, seconds in measure.seconds_in_turns(runs, arguments.rounds).items():
         next(row for row in rows if _kind(row) == kind)["seconds"] = seconds.tolist()
-    if not cluster.is_first():
+    if not distributed.is_first():
         return
     if arguments.json:
         arguments.json.write_text(json.dumps(rows))
@@ -263,7 +265,7 @@ def _training(
     half = np.full(3, 0.5, np.float32)
     # To count, one copy of the net is enough, wherever it lies.
     home = sharding.make_mesh(jax.local_devices()[:1]) if count else mesh
-    net = train.new_net(config, IMAGE, half, half / 2, home)
+    net = loop.new_net(config, IMAGE, half, half / 2, home)
     optimizer = sgd.make_optimizer(config.train, TOTAL_STEPS)
     if count:
         net = net._replace(mean=half, std=half / 2)
@@ -274,7 +276,7 @@ def _training(
     if count:
         return call.as_text(), None
     images = np.random.default_rng(0).integers(0, 256, (batch, *IMAGE), np.uint8)
-    own = images[cluster.share(batch)]
+    own = images[distributed.share(batch)]
     images = sharding.put_share(own, sharding.by_rows(mesh))
     key = sharding.put(jax.random.key(0), sharding.replicated(mesh))
 
@@ -289,7 +291,7 @@ def _training(
 def _retrieval(
     work: str, size: int, mesh: jax.sharding.Mesh, count: bool
 ) -> tuple[str, Callable[[], Any] | None]:
-    """Likewise of `sharded_retrieval.search` or `ranks_by_distance`, for one block of queries."""
+    """Likewise of `sharded_search.search` or `ranks_by_distance`, for one block of queries."""
     rows, whole = sharding.by_rows(mesh), sharding.replicated(mesh)
 
     def array(
@@ -300,23 +302,21 @@ def _retrieval(
     database = array((size, DIMENSION), rows), array((size,), rows)
     queries = array((QUERIES, DIMENSION), whole)
     if work == "search":
-        block = sharded_retrieval._search_block
+        block = sharded_search._search_block
         lowered = block.lower(queries, *database, k=NEAREST, mesh=mesh)
     else:
         items = array((QUERIES, ITEMS), whole, jnp.int32)
-        lowered = sharded_retrieval._ranks_block.lower(queries, items, *database, mesh=mesh)
+        lowered = sharded_search._ranks_block.lower(queries, items, *database, mesh=mesh)
     program = lowered.compile().as_text()
     if count:
         return program, None
     random = np.random.default_rng(0)
-    made = sharded_retrieval.make_database(
-        random.standard_normal((size, DIMENSION), np.float32), mesh
-    )
+    made = sharded_search.make_database(random.standard_normal((size, DIMENSION), np.float32), mesh)
     wanted = random.standard_normal((QUERIES, DIMENSION), np.float32)
     if work == "search":
-        return program, lambda: sharded_retrieval.search(made, wanted, NEAREST, mesh)
+        return program, lambda: sharded_search.search(made, wanted, NEAREST, mesh)
     ranked = random.integers(0, size, (QUERIES, ITEMS), np.int32)
-    return program, lambda: sharded_retrieval.ranks_by_distance(made, wanted, ranked, mesh)
+    return program, lambda: sharded_search.ranks_by_distance(made, wanted, ranked, mesh)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from air_jax import code_store, indexing
+from air_jax.index import build
+from air_jax.search import code_store
 from benchmarks import measure
 
 MARKS, ROUNDS, SHOWN = 10, 4, 60
@@ -148,7 +149,7 @@ def at_size(size: int, args: Any, folder: Path) -> dict[str, Any]:
         part = codes[start : start + 2**16]
         part[:] = rng.normal(size=part.shape)
     out = folder / f"index-{size}"
-    indexing.index_vectors(vectors, None, None, out, indexing.Options(storage=args.storage))
+    build.index_vectors(vectors, None, None, out, build.Options(storage=args.storage))
     server = Server(out)
     to_first_results = seconds_to_first_results(server)
     user = User(server.address, size, seed=0)

@@ -13,23 +13,24 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from air_jax import models, sgd
+from air_jax.models import autoencoder
+from air_jax.training import sgd
 
 
 class PeerNet(nn.Module):
-    """`models.Autoencoder` in PyTorch, its parameters taken over.
+    """`autoencoder.Autoencoder` in PyTorch, its parameters taken over.
 
     Args:
         net: whose parameters and standardisation are copied.
         model: `config.model` of it.
     """
 
-    def __init__(self, net: models.Net, model: ml_collections.ConfigDict):
+    def __init__(self, net: autoencoder.Net, model: ml_collections.ConfigDict):
         super().__init__()
         encoder, decoder = net.params["encoder"], net.params["decoder"]
         layers = model.depth // 2
         self.skip = model.skip
-        self.pooled_after = models.pooling_layers(model.depth, model.pool, model.pools)
+        self.pooled_after = autoencoder.pooling_layers(model.depth, model.pool, model.pools)
         self.upsampled_before = tuple(layers + 1 - layer for layer in self.pooled_after)
         self.convs = nn.ModuleList(_conv(encoder["convs"][i]["conv"]) for i in range(layers))
         self.project = _linear(encoder["project"])
@@ -94,7 +95,7 @@ def _linear(params: Any) -> nn.Linear:
 
 
 def make_step(
-    net: models.Net, config: ml_collections.ConfigDict, total_steps: int
+    net: autoencoder.Net, config: ml_collections.ConfigDict, total_steps: int
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
     """A function that trains, as `sgd.train_step` does, and the number of parameters it trains.
 

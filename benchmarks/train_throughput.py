@@ -26,8 +26,10 @@ import ml_collections
 import numpy as np
 from air_jax.configs import default, figure3
 
-from air_jax import models, sgd, sharding, train
-from air_jax.input_pipeline import make_loader
+from air_jax.data.loaders import make_loader
+from air_jax.models import autoencoder
+from air_jax.runtime import sharding
+from air_jax.training import loop, sgd
 from benchmarks import measure
 
 TOTAL_STEPS = 1000  # of the learning rate's schedule
@@ -129,11 +131,11 @@ def _measure(
     made: dict[Way, dict[str, Any]] = {}
     for remat, steps in itertools.product(arguments.remat, arguments.steps_per_call):
         config.train.remat = remat == "on"
-        net = train.new_net(config, images.shape[1:], half, half / 2, mesh)
+        net = loop.new_net(config, images.shape[1:], half, half / 2, mesh)
         way = Way(None, steps, config.train.remat)
         runs[way], made[way] = _our_steps(config, net, images, mesh, steps)
     first = next(iter(runs))
-    parameters = models.count_parameters(net.params)
+    parameters = autoencoder.count_parameters(net.params)
     if arguments.peer:
         peer = Way(arguments.peer)
         runs[peer], theirs = _torch_step(config, net, images)
@@ -141,7 +143,7 @@ def _measure(
             raise ValueError(f"PyTorch trains {theirs:,} parameters, we {parameters:,}")
         _check_losses(runs[first], runs[peer], arguments.dtype, first.steps_per_call)
     times = measure.seconds_in_turns(runs, arguments.rounds, warm_up=1 if arguments.peer else 3)
-    flops = 6 * models.multiplications(**config.model, image_shape=images.shape[1:])
+    flops = 6 * autoencoder.multiplications(**config.model, image_shape=images.shape[1:])
     # Virtual CPU devices share the cores, so the limits are of the machine.
     devices = 1 if jax.default_backend() == "cpu" else mesh.size
     rows = []
@@ -192,7 +194,7 @@ def map_bytes(config: ml_collections.ConfigDict) -> int:
     for layer in range(1, layers + 1):
         outer = 3 if layer == 1 else model.width  # the pair of layers reads and writes as much
         values += 2 * 3 * side**2 * (outer + model.width)
-        if layer in models.pooling_layers(model.depth, model.pool, model.pools):
+        if layer in autoencoder.pooling_layers(model.depth, model.pool, model.pools):
             side //= 2
     return values * jax.numpy.dtype(config.train.dtype).itemsize
 
@@ -209,7 +211,7 @@ def _images(batch: int) -> np.ndarray:
 
 def _our_steps(
     config: ml_collections.ConfigDict,
-    net: models.Net,
+    net: autoencoder.Net,
     images: np.ndarray,
     mesh: jax.sharding.Mesh,
     steps: int,
@@ -249,7 +251,7 @@ def _our_steps(
 
 
 def _torch_step(
-    config: ml_collections.ConfigDict, net: models.Net, images: np.ndarray
+    config: ml_collections.ConfigDict, net: autoencoder.Net, images: np.ndarray
 ) -> tuple[Callable[[], float], int]:
     """As `_our_steps` in PyTorch, the batch on the device too; and the number of parameters."""
     import torch  # only with --peer

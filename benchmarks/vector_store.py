@@ -17,10 +17,11 @@ import measure
 import numpy as np
 from sklearn.decomposition import PCA
 
-from air_jax import code_store, datasets
-from air_jax.interactive import Engine
-from air_jax.milvus_store import MilvusStore
-from air_jax.stored_space import StoredCodes
+from air_jax.data import datasets
+from air_jax.feedback.engine import Engine
+from air_jax.search import code_store
+from air_jax.search.milvus_store import MilvusStore
+from air_jax.search.stored_space import StoredCodes
 
 DIMENSION, CLASSES, NEAREST, MARKS = 128, 100, 100, 30
 LEARNERS = ("first", "discriminant", "svc_linear", "svc", "ridge_pseudo", "svc_distance")

@@ -21,7 +21,8 @@ from faults import TABLE_VARIABLE, Launcher, Table
 from jax.sharding import Mesh
 from PIL import Image
 
-from air_jax import datasets, sharding
+from air_jax.data import datasets
+from air_jax.runtime import sharding
 
 _compilations = tempfile.TemporaryDirectory(prefix="air_jax-tests-")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _compilations.name

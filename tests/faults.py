@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from air_jax import net_file, sharding
-from air_jax.image_index import ImageIndex
+from air_jax.index.image_index import ImageIndex
+from air_jax.models import net_file
+from air_jax.runtime import sharding
 
 ROOT = Path(__file__).parent.parent
 SECONDS_TO_END = 300  # a command that takes longer hangs

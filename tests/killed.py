@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from air_jax import code_store, indexing
-from air_jax.catalogue import Catalogue
-from air_jax.indexing import Options
+from air_jax.index import build
+from air_jax.index.build import Options
+from air_jax.index.catalogue import Catalogue
+from air_jax.search import code_store
 
 STATEMENTS = {  # of the one transaction that publishes
     "at the first change of the catalogue": "UPDATE images SET position = NULL",
@@ -20,9 +21,9 @@ FUNCTIONS: dict[str, tuple[Any, str, bool]] = {  # whose, which, killed after it
     "before the codes get their name": (code_store, "write_json", False),
     "after the codes are written": (code_store, "write", True),
     "after the commit of the catalogue": (Catalogue, "publish", True),
-    "between leftovers that are deleted": (indexing.shutil, "rmtree", True),
-    "after leftovers are deleted": (indexing, "_delete_leftovers", True),
-    "after the summary is written": (indexing, "write_json", True),
+    "between leftovers that are deleted": (build.shutil, "rmtree", True),
+    "after leftovers are deleted": (build, "_delete_leftovers", True),
+    "after the summary is written": (build, "write_json", True),
 }
 STEPS = (*STATEMENTS, *FUNCTIONS)
 
@@ -42,7 +43,7 @@ def index_until(step: str, folder: Path, model: Path, out: Path) -> None:
     else:
         owner, name, after = FUNCTIONS[step]
         setattr(owner, name, _killing(getattr(owner, name), after))
-    indexing.index_images(folder, model, out, Options())
+    build.index_images(folder, model, out, Options())
 
 
 def _killing(function: Callable[..., Any], after: bool) -> Callable[..., None]:

@@ -50,10 +50,10 @@ def test_it_holds_code_configs_and_page_and_nothing_else(wheel):
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     expected = {
         str(path.relative_to(ROOT))
-        for path in [*(ROOT / "air_jax").glob("*.py"), *(ROOT / "air_jax/page").iterdir()]
+        for path in [*(ROOT / "air_jax").rglob("*.py"), *(ROOT / "air_jax/serve/page").iterdir()]
     }
     expected |= {f"air_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
-    assert "air_jax/page/index.html" in names
+    assert "air_jax/serve/page/index.html" in names
     assert names == expected
 
 

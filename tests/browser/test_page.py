@@ -34,14 +34,14 @@ SCREENSHOTS_QUERY = os.environ.get("AIR_JAX_SCREENSHOTS_QUERY", "1/0")  # part o
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) -> Path:
     """An index of random pictures, some with names that would be markup."""
-    from air_jax import indexing
+    from air_jax.index import build
 
     folder = tmp_path_factory.mktemp("pictures")
     write_pictures(folder, PICTURES)
     for name in (SCRIPT, IMAGE):
         shutil.copy(folder / "0/000.png", folder / name)
     out = tmp_path_factory.mktemp("indexes") / "pictures"
-    indexing.index_images(folder, trained_run, out, indexing.Options())
+    build.index_images(folder, trained_run, out, build.Options())
     return out
 
 
@@ -481,11 +481,11 @@ def test_nothing_marked_is_lost_when_the_server_is_killed(
 def test_an_index_made_anew_is_shown_without_a_new_start(
     open_page: Callable[..., "sync_api.Page"], trained_run: Path, tmp_path: Path
 ) -> None:
-    from air_jax import indexing
+    from air_jax.index import build
 
     folder, out = tmp_path / "pictures", tmp_path / "index"
     write_pictures(folder, 12)
-    indexing.index_images(folder, trained_run, out, indexing.Options())
+    build.index_images(folder, trained_run, out, build.Options())
     server = Server(out)
     page = open_page(server.address)
     expect(page.locator("#browse-title")).to_have_text("All 12 images")
@@ -493,7 +493,7 @@ def test_an_index_made_anew_is_shown_without_a_new_start(
     page.keyboard.press("r")
     saved(page)
     shutil.copy(folder / "0/000.png", folder / "new.png")
-    indexing.index_images(folder, trained_run, out, indexing.Options())
+    build.index_images(folder, trained_run, out, build.Options())
     while server.get("index")["size"] == 12:
         time.sleep(0.1)
     page.keyboard.press("Enter")
@@ -602,7 +602,7 @@ def test_every_view_is_accessible_and_fits(
 @pytest.fixture
 def vectors(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server of vectors without images."""
-    from air_jax import indexing
+    from air_jax.index import build
 
     count = request.param
     codes = np.random.default_rng(0).normal(size=(count, 16)).astype(np.float32)
@@ -610,9 +610,7 @@ def vectors(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
     rows = "\n".join(f"caption of {number},{number % 7}" for number in range(count))
     (tmp_path / "about.csv").write_text(f"caption,kind\n{rows}\n")
     out = tmp_path / "vectors"
-    indexing.index_vectors(
-        tmp_path / "codes.npy", tmp_path / "about.csv", None, out, indexing.Options()
-    )
+    build.index_vectors(tmp_path / "codes.npy", tmp_path / "about.csv", None, out, build.Options())
     running = Server(out)
     yield running
     running.kill()

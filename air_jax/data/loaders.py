@@ -1,0 +1,224 @@
+"""Batches of training images, in the same order from each of three loaders.
+
+`resident` keeps the data set on the device, `tfdata` streams it through tf.data, `host` slices
+arrays in RAM. Order comes from `permutation(fold_in(key, epoch))`: it depends on nothing that
+would have to be saved, so a run that resumes in the middle of an epoch sees the batches that an
+uninterrupted one sees.
+"""
+
+import collections
+import importlib.util
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from air_jax.runtime import distributed
+from air_jax.runtime.sharding import by_columns, by_rows, of_steps, put, put_share, replicated
+
+LOADERS = ("auto", "resident", "tfdata", "host")
+
+
+class Batches(NamedTuple):
+    """The batches of several steps, as positions in a set that lies on the devices.
+
+    Attributes:
+        images: the set [N, S, S, C] uint8, whole on each device.
+        positions: [steps, B] int32; of several nets [steps, nets, B].
+    """
+
+    images: jax.Array
+    positions: jax.Array
+
+
+# loader(first, last) yields what each call of the step takes, for the steps from first to last.
+Loader = Callable[[int, int], Iterator[jax.Array | Batches]]
+
+
+def epoch_order(key: jax.Array, epoch: int, size: int) -> np.ndarray:
+    """A permutation of `range(size)`, int32 [size]: the order of the images in an epoch."""
+    # On the CPU: on an accelerator it would stand in line behind the steps under way.
+    with jax.default_device(_host()):
+        key = jax.device_put(key, _host())
+        return np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), size))
+
+
+def _host() -> jax.Device | None:
+    """The CPU, also beside an accelerator; None (the default device) where JAX is kept off it."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
+def make_loader(
+    kind: str,
+    images: np.ndarray,
+    batch_size: int,
+    keys: Sequence[jax.Array],
+    mesh: Mesh,
+    steps_per_batch: int = 1,
+    steps_per_call: int = 1,
+) -> Loader:
+    """Make a function that yields the batches of any steps.
+
+    Args:
+        kind: one of `LOADERS`; "auto" is "resident" if the images fit on each device beside the
+            training, else "host".
+        images: [N, S, S, C] uint8. The last, partial batch of an epoch is left out.
+        batch_size: images in a batch.
+        keys: of the order; one for each net that is trained.
+        mesh: batches are split over its devices.
+        steps_per_batch: steps on each batch before the next.
+        steps_per_call: how many steps' batches are given at once.
+
+    Returns:
+        `loader(first, last)`: an iterator over uint8 [batch_size, S, S, C] on the devices, one for
+        each step from `first` to before `last`; with several keys [len(keys), batch_size, S, S, C],
+        each net's in its own order. With several steps in a call, over `Batches` of so many steps
+        each, the last of what is left.
+
+    Raises:
+        ValueError: an unknown kind, or several steps in a call of images not on the devices.
+    """
+    check_kind(kind)
+    check_calls(kind, images, mesh, steps_per_call)
+    if resident(kind, images, mesh):
+        kind = "resident"
+    rows = by_rows if len(keys) == 1 else by_columns
+    if kind == "tfdata":
+        stream = _tfdata_stream(images, rows(mesh))
+    elif kind == "resident":
+        stream = _resident_stream(images, mesh, rows(mesh), steps_per_call)
+    else:
+        stream = _host_stream(images, rows(mesh))
+    per_epoch = len(images) // batch_size
+
+    def positions(first: int, last: int) -> Iterator[np.ndarray]:
+        orders: dict[int, np.ndarray] = {}
+        for step in range(first, last):
+            epoch, batch = divmod(step // steps_per_batch, per_epoch)
+            if epoch not in orders:
+                order = np.stack([epoch_order(key, epoch, len(images)) for key in keys])
+                orders = {epoch: order}
+            at = orders[epoch][:, batch * batch_size : (batch + 1) * batch_size]
+            yield at[0] if len(keys) == 1 else at
+
+    return lambda first, last: stream(positions(first, last))
+
+
+def check_kind(kind: str) -> None:
+    """Raise ValueError if there is no such loader, or TensorFlow is not there for it."""
+    if kind not in LOADERS:
+        raise ValueError(f"data.loader={kind!r}: expected one of {', '.join(LOADERS)}")
+    if kind == "tfdata" and importlib.util.find_spec("tensorflow") is None:
+        raise ValueError("data.loader='tfdata' needs TensorFlow: pip install tensorflow")
+
+
+def check_calls(kind: str, images: np.ndarray, mesh: Mesh, steps_per_call: int) -> None:
+    """Raise ValueError if a loader cannot give the batches of several steps at once."""
+    if steps_per_call > 1 and not resident(kind, images, mesh):
+        raise ValueError(
+            f"train.steps_per_call={steps_per_call} needs the images on the devices, but "
+            f"data.loader={kind!r} streams them; expected 1, or data.loader='resident'"
+        )
+
+
+# stream(positions of each step) yields what each call of the step takes.
+_Stream = Callable[[Iterator[np.ndarray]], Iterator[jax.Array | Batches]]
+
+
+def _resident_stream(
+    images: np.ndarray, mesh: Mesh, rows: NamedSharding, steps_per_call: int
+) -> _Stream:
+    whole = replicated(mesh)
+    on_device = put(images, whole)
+    if steps_per_call == 1:
+        take = jax.jit(lambda images, batch: images[batch], out_shardings=rows)
+        return lambda positions: (take(on_device, put(batch, whole)) for batch in positions)
+
+    def stream(positions: Iterator[np.ndarray]) -> Iterator[Batches]:
+        for steps in _stacks(positions, steps_per_call):
+            yield Batches(on_device, put(steps, of_steps(rows)))
+
+    return stream
+
+
+def _stacks(positions: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
+    """Positions of `count` steps at a time [count, ...], the last of what is left."""
+    while steps := list(itertools.islice(positions, count)):
+        yield np.stack(steps)
+
+
+def _host_stream(images: np.ndarray, rows: NamedSharding) -> _Stream:
+    return lambda positions: prefetch((images[_own(batch)] for batch in positions), rows)
+
+
+def _own(batch: np.ndarray) -> np.ndarray:
+    """This process's part of a batch's positions [..., B]: no other reads those images."""
+    return batch[..., distributed.share(batch.shape[-1])]
+
+
+def _tfdata_stream(images: np.ndarray, rows: NamedSharding) -> _Stream:
+    tf = import_tensorflow()
+    source = tf.constant(images)
+
+    def stream(positions: Iterator[np.ndarray]) -> Iterator[jax.Array]:
+        # Many steps at a time leave Python: one by one takes twice as long.
+        batches = (
+            tf.data.Dataset.from_generator(
+                lambda: _stacks(map(_own, positions), 256),
+                output_signature=tf.TensorSpec(None, tf.int32),
+            )
+            .flat_map(tf.data.Dataset.from_tensor_slices)
+            .map(lambda batch: tf.gather(source, batch), tf.data.AUTOTUNE)
+            .prefetch(2)
+        )
+        return prefetch(batches.as_numpy_iterator(), rows)
+
+    return stream
+
+
+def import_tensorflow() -> ModuleType:
+    """TensorFlow, kept off the accelerator and quiet; the only place that imports it.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")  # its default is to take all of the memory
+    return tf
+
+
+def prefetch(
+    batches: Iterator[np.ndarray], sharding: NamedSharding, ahead: int = 2
+) -> Iterator[jax.Array]:
+    """Put batches on the devices, `ahead` of the one in use: copies overlap with computation.
+
+    Of several processes each has the part for its own devices.
+    """
+    queue: collections.deque[jax.Array] = collections.deque()
+    for batch in batches:
+        queue.append(put_share(batch, sharding))
+        if len(queue) > ahead:
+            yield queue.popleft()
+    yield from queue
+
+
+def resident(kind: str, images: np.ndarray, mesh: Mesh) -> bool:
+    """Whether a loader of this kind keeps the images on the devices.
+
+    "auto" does if they take less than half of each one's memory, as far as it tells.
+    """
+    if kind != "auto":
+        return kind == "resident"
+    stats = [device.memory_stats() or {} for device in mesh.local_devices]
+    limits = [s["bytes_limit"] for s in stats if "bytes_limit" in s]
+    return all(images.nbytes < limit / 2 for limit in limits)

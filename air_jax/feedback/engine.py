@@ -1,0 +1,190 @@
+"""One user's search in a store of codes: the first retrieval, and a round of feedback at a time.
+
+What `simulated_user` simulates, for a person: any number of examples that are in the store or not,
+marks of either kind, and any learner. Every call is given all that was marked so far; nothing is
+kept between calls, so that a round can be repeated or stepped back.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from air_jax.feedback.learners import LEARNERS, Marks
+from air_jax.search import scorers
+from air_jax.search.code_store import CodeStore
+from air_jax.search.scorers import Near, Scorer
+from air_jax.search.stored_space import StoredCodes, StoredSpace
+from air_jax.search.streaming import StreamedSpace
+
+LEARNER_NAMES = tuple(name for name in LEARNERS if name != "none")
+DEFAULT_LEARNER = "discriminant"
+SHOW = ("best", "uncertain")
+NOTHING = np.zeros(0, np.int64)
+
+
+class Found(NamedTuple):
+    """A ranking's first images.
+
+    Attributes:
+        positions: [n] int64 in the store; n is k, or what is left of the store if that is fewer.
+        scores: [n] float32, descending; of "uncertain" minus their absolute value.
+        learnt: false where the marks were of one kind only and the learner needs both: the
+            ranking is then that of the query.
+        certain: see `streaming.Best`.
+        scorer: the ranking itself; `scorers.to_arrays` makes a file of it.
+    """
+
+    positions: np.ndarray
+    scores: np.ndarray
+    learnt: bool
+    certain: bool
+    scorer: Scorer
+
+    @property
+    def model(self) -> dict[str, np.ndarray]:
+        """The ranking as arrays for an `.npz` file; see `scorers.to_arrays`."""
+        return scorers.to_arrays(self.scorer)
+
+
+class Engine:
+    """Searches a store.
+
+    Args:
+        store: opened codes, in a folder or in a vector store.
+    """
+
+    def __init__(self, store: CodeStore | StoredCodes):
+        self.store = store
+        self.space = _make_space(store)
+
+    def first(self, query: np.ndarray, k: int, hidden: np.ndarray = NOTHING) -> Found:
+        """The k nearest images of a query.
+
+        Args:
+            query: [D] code, not centred.
+            k: from 1 to N.
+            hidden: [H] positions that are left out.
+
+        Raises:
+            ValueError: k out of range, positions that are none, or a query of another dimension,
+                with NaN or infinity.
+        """
+        scorer = Near(self._centred("query", query[None]))
+        self._check_positions("hidden", hidden)
+        return self._search(scorer, k, hidden, "best", learnt=True)
+
+    def next_round(
+        self,
+        learner: str,
+        query: np.ndarray | None,
+        examples: np.ndarray,
+        positions: np.ndarray,
+        relevant: np.ndarray,
+        k: int,
+        *,
+        show: str = "best",
+        hide_judged: bool = True,
+        seed: int = 0,
+        hidden: np.ndarray = NOTHING,
+    ) -> Found:
+        """The k first images after the marks made so far.
+
+        Args:
+            learner: one of `LEARNER_NAMES`.
+            query: [D] code, not centred. None: the mean of all positive examples stands for it, or
+                of the whole store if there is none.
+            examples: [E, D] codes of further relevant images, which are not in the store.
+            positions: [M] of marked images.
+            relevant: [M] bool.
+            k: from 1 to N.
+            show: "best", or "uncertain": what the learner is least sure of, if its scores have a
+                sign; else the best.
+            hide_judged: leave marked images out.
+            seed: of learners that draw.
+            hidden: [H] further positions that are left out.
+
+        Raises:
+            ValueError: unknown names, k out of range, positions that are none, an image marked
+                twice, nothing marked at all, or codes that do not fit the store.
+        """
+        if learner not in LEARNERS:
+            raise ValueError(f"learner={learner!r}: expected one of {', '.join(LEARNER_NAMES)}")
+        if show not in SHOW:
+            raise ValueError(f"show={show!r}: expected one of {', '.join(SHOW)}")
+        self._check_positions("marks", positions)
+        self._check_positions("hidden", hidden)
+        self._check_marks(positions, relevant)
+        examples = self._centred("example", examples)
+        if query is None and not len(positions) and not len(examples):
+            raise ValueError("no query, no examples and no marks: expected at least one of them")
+        space = _make_space(self.store, examples)
+        size = space.size()
+        marks = Marks(
+            np.concatenate([positions, size + np.arange(len(examples))])[None].astype(np.int64),
+            np.concatenate([relevant, np.ones(len(examples), bool)])[None].astype(bool),
+        )
+        if query is None:
+            positive = space.centred(marks.positions[marks.relevant])
+            own = positive.mean(axis=0, keepdims=True) if len(positive) else 0 * self.store.mean
+            own = np.reshape(own, (1, -1)).astype(np.float32)
+        else:
+            own = self._centred("query", query[None])
+        hidden = np.concatenate([positions, hidden]) if hide_judged else hidden
+        lesson = LEARNERS[learner](space, own, marks, [[seed, len(positions)]])
+        learnt = bool(lesson.learnt[0])
+        if not learnt:
+            return self._search(Near(own), k, hidden, "best", learnt=False)
+        return self._search(
+            lesson.scorer, k, hidden, show if lesson.signed else "best", learnt=True
+        )
+
+    def _search(self, scorer: Scorer, k: int, hidden: np.ndarray, show: str, learnt: bool) -> Found:
+        size = len(self.store)
+        if not 1 <= k <= size:
+            raise ValueError(f"k={k}: expected from 1 to the {size} images in the store")
+        hidden = np.unique(hidden)
+        k = min(k, size - len(hidden))
+        if not k:
+            nothing = np.zeros(0, np.float32)
+            return Found(NOTHING, nothing, learnt, certain=True, scorer=scorer)
+        best = self.space.search(scorer, k, hidden[None], show)
+        return Found(best.positions[0], best.scores[0], learnt, bool(best.certain[0]), scorer)
+
+    def _centred(self, name: str, codes: np.ndarray) -> np.ndarray:
+        """Codes [n, D] of any float type, as float32 with the mean off."""
+        if codes.shape[1:] != (self.store.dimension,):
+            raise ValueError(
+                f"{name} codes have shape {list(codes.shape[1:])}; the store's have "
+                f"[{self.store.dimension}]"
+            )
+        if not np.isfinite(codes).all():
+            raise ValueError(f"{name} codes hold NaN or infinity")
+        return (codes - self.store.mean).astype(np.float32)
+
+    def _check_positions(self, name: str, positions: np.ndarray) -> None:
+        bad = (positions < 0) | (positions >= len(self.store))
+        if bad.any():
+            raise ValueError(
+                f"{name}: {int(positions[np.argmax(bad)])} is no position; expected from 0 to "
+                f"{len(self.store) - 1}"
+            )
+
+    def _check_marks(self, positions: np.ndarray, relevant: np.ndarray) -> None:
+        if positions.ndim != 1 or positions.shape != relevant.shape:
+            raise ValueError(
+                f"marks: positions of shape {list(positions.shape)}, relevant of "
+                f"{list(relevant.shape)}; expected [M] both"
+            )
+        images, counts = np.unique(positions, return_counts=True)
+        for image in images[counts > 1]:
+            both = len(set(relevant[positions == image].tolist())) > 1
+            how = "relevant and irrelevant" if both else "twice"
+            raise ValueError(f"marks: image {int(image)} is marked {how}")
+
+
+def _make_space(
+    store: CodeStore | StoredCodes, examples: np.ndarray | None = None
+) -> StreamedSpace | StoredSpace:
+    if isinstance(store, StoredCodes):
+        return StoredSpace(store, examples)
+    return StreamedSpace(store, examples)

@@ -1,0 +1,362 @@
+"""Learners: what turns marks on images into a new ranking of the database (section III.2).
+
+A learner sees codes and marks, never a label. They are chosen by name from `LEARNERS`.
+"""
+
+import functools
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import threadpoolctl
+
+from air_jax.feedback import svm
+from air_jax.search import scorers
+from air_jax.search.scorers import OUTSIDE, Kernel, Linear, Mixture, Near, Scorer
+
+
+class Marks(NamedTuple):
+    """What users said of shown images, B queries in a block.
+
+    Attributes:
+        positions: [B, M] int32 in the database.
+        relevant: [B, M] bool.
+    """
+
+    positions: np.ndarray
+    relevant: np.ndarray
+
+
+class Lesson(NamedTuple):
+    """What a learner makes of marks.
+
+    Attributes:
+        scorer: the new ranking.
+        learnt: [B] bool: false where the marks were of one kind only, nothing could be learnt,
+            and the ranking stays as it was.
+        pseudo_negatives: [B, P] database positions that it took for irrelevant unseen; P may be 0.
+        unconverged: queries whose machine was not solved to its tolerance.
+        signed: whether scores are positive for what it takes for relevant.
+    """
+
+    scorer: Scorer
+    learnt: np.ndarray
+    pseudo_negatives: np.ndarray
+    unconverged: int = 0
+    signed: bool = False
+
+
+class Space(Protocol):
+    """A database as learners see it: without labels. `scorers.Space`, or one that is streamed.
+
+    Attributes:
+        scale: [D] float32, the deviation of each dimension.
+        covariance: [D, D] float32.
+    """
+
+    scale: np.ndarray
+    covariance: np.ndarray
+
+    def size(self) -> int:
+        """N, the images in it."""
+
+    def centred(self, positions: np.ndarray) -> np.ndarray:
+        """Codes of positions [...], the mean taken off: [..., D] float32."""
+
+    def best_unmarked(
+        self, scorer: Scorer, marked: np.ndarray, count: int, show: str = "best"
+    ) -> np.ndarray:
+        """The first `count` images, but for `marked` [B, M], of `scorers.SHOW`: [B, count]."""
+
+
+# learner(space, centred queries [B, D], marks, one seed for each query) -> Lesson
+Learner = Callable[[Space, np.ndarray, Marks, list[list[int]]], Lesson]
+
+
+def no_feedback(space: Space, queries: np.ndarray, marks: Marks, seeds: list[list[int]]) -> Lesson:
+    """The paper's Baseline: distances to the query, whatever was marked."""
+    return Lesson(Near(queries), np.ones(len(queries), bool), _nothing(queries))
+
+
+def rocchio(
+    space: Space,
+    queries: np.ndarray,
+    marks: Marks,
+    seeds: list[list[int]],
+    *,
+    alpha: float,
+    beta: float,
+    gamma: float,
+) -> Lesson:
+    """Rocchio's query: alpha q + beta mean(relevant) - gamma mean(irrelevant), then distances."""
+    codes = space.centred(marks.positions)
+    moved = alpha * queries
+    for weight, chosen in ((beta, marks.relevant), (-gamma, ~marks.relevant)):
+        count = chosen.sum(axis=1, keepdims=True)
+        total = np.einsum("bm,bmd->bd", chosen.astype(np.float32), codes)
+        moved = moved + weight * total / np.maximum(count, 1)
+    scorer = Near(moved.astype(np.float32))
+    return Lesson(scorer, np.ones(len(queries), bool), _nothing(queries))
+
+
+def mean_difference(
+    space: Space, queries: np.ndarray, marks: Marks, seeds: list[list[int]], *, away: float
+) -> Lesson:
+    """Distances to mean+ + away (mean+ - mean-), the means of relevant (the query too) and not."""
+    positive, negative = _means(space, queries, marks)
+    scorer = Near((positive + away * (positive - negative)).astype(np.float32))
+    return Lesson(scorer, np.ones(len(queries), bool), _nothing(queries))
+
+
+def _means(space: Space, queries: np.ndarray, marks: Marks) -> tuple[np.ndarray, np.ndarray]:
+    """Mean codes [B, D] of relevant images, the query among them, and of irrelevant ones.
+
+    The latter is the former where there are none, so that their difference is zero.
+    """
+    codes = space.centred(marks.positions)
+    relevant = marks.relevant[:, :, None]
+    positive = (queries + np.where(relevant, codes, 0).sum(axis=1)) / (1 + relevant.sum(axis=1))
+    count = (~relevant).sum(axis=1)
+    negative = np.where(relevant, 0, codes).sum(axis=1) / np.maximum(count, 1)
+    return positive, np.where(count > 0, negative, positive)
+
+
+def discriminant(
+    space: Space,
+    queries: np.ndarray,
+    marks: Marks,
+    seeds: list[list[int]],
+    *,
+    shrinkage: float,
+    away: float,
+) -> Lesson:
+    """Fisher's linear discriminant, with the whole database's covariance for that of a class.
+
+    Nearly all of a large database is irrelevant to a query, so it needs no drawn negatives: the
+    relevant mean, moved by `away` times its difference from the irrelevant one, is told from the
+    database's mean. The hyperplane lies half way between the two. Marks of one kind teach it, too.
+
+    Args:
+        space: the database.
+        queries: [B, D] centred.
+        marks: of each.
+        seeds: not used.
+        shrinkage: what is added to the covariance's diagonal, in units of the mean variance.
+        away: see above.
+    """
+    positive, negative = _means(space, queries, marks)
+    target = positive + away * (positive - negative)
+    dimension = len(space.covariance)
+    covariance = space.covariance.astype(np.float64)
+    mean_variance = max(np.trace(covariance) / dimension, np.finfo(np.float32).tiny)
+    covariance = covariance + shrinkage * mean_variance * np.eye(dimension)
+    with _blas().limit(limits=1, user_api="blas"):
+        normals = np.linalg.solve(covariance, target.T).T
+    intercept = -(normals * target).sum(axis=1) / 2
+    weights = normals * space.scale  # of standardised codes
+    scorer = Linear(weights.astype(np.float32), intercept.astype(np.float32))
+    return Lesson(scorer, np.ones(len(queries), bool), _nothing(queries), signed=True)
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    """BLAS's threads: of so small an equation they wait for each other, beside other work long."""
+    return threadpoolctl.ThreadpoolController()
+
+
+class _Samples(NamedTuple):
+    """What a kernel learner is given for each of B queries: the query, marked images, others.
+
+    Attributes:
+        positions: [B, M] in the database; `OUTSIDE` for the query, which is the first.
+        codes: [B, M, D] float32 standardised.
+        relevant: [B, M] bool.
+    """
+
+    positions: np.ndarray
+    codes: np.ndarray
+    relevant: np.ndarray
+
+
+def _samples(space: Space, queries: np.ndarray, marks: Marks, others: np.ndarray) -> _Samples:
+    """`others` [B, P] are taken for irrelevant."""
+    positions = np.concatenate([marks.positions, others], axis=1)
+    codes = np.concatenate([queries[:, None], space.centred(positions)], axis=1)
+    relevant = np.concatenate(
+        [np.ones((len(queries), 1), bool), marks.relevant, np.zeros(others.shape, bool)], axis=1
+    )
+    positions = np.pad(positions, ((0, 0), (1, 0)), constant_values=OUTSIDE)
+    return _Samples(positions, codes / space.scale, relevant)
+
+
+def support_vector(
+    space: Space,
+    queries: np.ndarray,
+    marks: Marks,
+    seeds: list[list[int]],
+    *,
+    kernel: str,
+    C: float,
+    class_weight: str | None = None,
+    pseudo_negatives: int = 0,
+    farthest: bool = False,
+    distance_weight: float = 0.0,
+) -> Lesson:
+    """An SVM on the marked images and the query; signed distance to its hyperplane.
+
+    Args:
+        space: the database.
+        queries: [B, D] centred.
+        marks: of each.
+        seeds: of each.
+        kernel: "linear" or "rbf".
+        C: penalty.
+        class_weight: None or "balanced".
+        pseudo_negatives: so many unmarked images join the irrelevant ones: most of a large database
+            is irrelevant to any query. Drawn at random,
+        farthest: or the farthest from the query.
+        distance_weight: what the first retrieval's score adds; both are taken to unit deviation,
+            over some of the database, first. Where nothing can be learnt it is all there is.
+    """
+    if farthest and pseudo_negatives:
+        drawn = _farthest_unmarked(space, queries, marks, pseudo_negatives)
+    else:
+        size = space.size()
+        drawn = np.stack(
+            [
+                _draw_unmarked(size, positions, pseudo_negatives, np.random.default_rng(seed))
+                for positions, seed in zip(marks.positions, seeds, strict=True)
+            ]
+        )
+    samples = _samples(space, queries, marks, drawn)
+    machines, convergence = svm.fit(
+        samples.codes,
+        np.where(samples.relevant, 1, -1),
+        kernel=kernel,
+        C=C,
+        class_weight=class_weight,
+    )
+    learnt = ~samples.relevant.all(axis=1)
+    unconverged = np.count_nonzero(learnt & ~convergence.converged)
+    if kernel == "linear":
+        scorer = Linear(svm.linear_weights(machines), machines.intercept)
+        return Lesson(scorer, learnt, drawn, unconverged, signed=True)
+    scorer = Kernel(machines, samples.positions)
+    if distance_weight:
+        scorer = _with_distances(space, scorer, Near(queries), distance_weight)
+        return Lesson(scorer, np.ones(len(queries), bool), drawn, unconverged)
+    return Lesson(scorer, learnt, drawn, unconverged, signed=True)
+
+
+def _with_distances(space: Space, kernel: Kernel, near: Near, weight: float) -> Mixture:
+    """Both at unit deviation over evenly spaced images of the database."""
+    size = space.size()
+    some = space.centred(np.linspace(0, size - 1, min(size, SAMPLE)).astype(int))
+    weights = []
+    for scorer, factor in ((kernel, 1.0), (near, weight)):
+        deviation = np.std(scorers.of_codes(scorer, some, space.scale), axis=1)
+        weights.append(factor / np.where(deviation > 0, deviation, 1))
+    return Mixture(kernel, near, np.stack(weights, axis=1).astype(np.float32))
+
+
+def kernel_ridge(
+    space: Space,
+    queries: np.ndarray,
+    marks: Marks,
+    seeds: list[list[int]],
+    *,
+    ridge: float,
+    pseudo_negatives: int = 0,
+) -> Lesson:
+    """Regression of +1 and -1 with the RBF kernel, in closed form: (K + ridge I) c = y.
+
+    It has no intercept: far from all marks its score is 0. Marks of one kind teach it, too.
+    `pseudo_negatives` as for `support_vector`, the farthest.
+    """
+    drawn = _farthest_unmarked(space, queries, marks, pseudo_negatives)
+    samples = _samples(space, queries, marks, drawn)
+    gamma, coefficients = _solve_ridge(samples.codes, samples.relevant, ridge)
+    zeros = np.zeros(len(queries), np.float32)
+    machines = svm.Machine(samples.codes, np.asarray(coefficients), zeros, np.asarray(gamma))
+    scorer = Kernel(machines, samples.positions)
+    return Lesson(scorer, np.ones(len(queries), bool), drawn, signed=True)
+
+
+@jax.jit
+def _solve_ridge(
+    codes: jax.Array, relevant: jax.Array, ridge: float
+) -> tuple[jax.Array, jax.Array]:
+    """Gammas [B] ("scale") and coefficients [B, M]."""
+    variance = codes.var(axis=(1, 2))
+    gamma = jnp.where(variance > 0, 1 / (codes.shape[2] * variance), 1)
+    lengths = jnp.sum(codes**2, axis=2)
+    products = jnp.einsum("bmd,bnd->bmn", codes, codes, precision="highest")
+    distances = jnp.maximum(lengths[:, :, None] + lengths[:, None] - 2 * products, 0)
+    kernel = jnp.exp(-gamma[:, None, None] * distances) + ridge * jnp.eye(codes.shape[1])
+    targets = jnp.where(relevant, 1.0, -1.0)
+    return gamma, jnp.linalg.solve(kernel, targets[..., None])[..., 0]
+
+
+def _farthest_unmarked(space: Space, queries: np.ndarray, marks: Marks, count: int) -> np.ndarray:
+    """[B, count] positions of the unmarked images farthest from each query."""
+    if not count:
+        return _nothing(queries)
+    count = min(count, space.size() - marks.positions.shape[1])
+    return space.best_unmarked(Near(queries), marks.positions, count, show="worst")
+
+
+def _draw_unmarked(
+    size: int, marked: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """`count` different positions below `size` that are not in `marked`; fewer if there are."""
+    if not count:
+        return np.zeros(0, np.int64)
+    candidates = rng.choice(size, min(size, count + len(marked)), replace=False)
+    return candidates[~np.isin(candidates, marked)][:count]
+
+
+def _nothing(queries: np.ndarray) -> np.ndarray:
+    return np.zeros((len(queries), 0), np.int64)
+
+
+SAMPLE = 4096  # images of the database that deviations of scores are taken over
+
+LEARNERS: dict[str, Learner] = {
+    "none": no_feedback,
+    "svc": partial(support_vector, kernel="rbf", C=10.0),
+    "svc_linear": partial(support_vector, kernel="linear", C=1.0),
+    "svc_pseudo": partial(
+        support_vector, kernel="rbf", C=10.0, class_weight="balanced", pseudo_negatives=200
+    ),
+    "rocchio": partial(rocchio, alpha=1.0, beta=0.75, gamma=0.15),
+    # The others' constants were chosen on validation queries by `air_jax.compare`, but for `means`.
+    "svc_balanced": partial(support_vector, kernel="rbf", C=1.0, class_weight="balanced"),
+    "svc_farthest": partial(
+        support_vector,
+        kernel="rbf",
+        C=1.0,
+        class_weight="balanced",
+        pseudo_negatives=200,
+        farthest=True,
+    ),
+    "svc_distance": partial(support_vector, kernel="rbf", C=1.0, distance_weight=2.0),
+    "ridge": partial(kernel_ridge, ridge=0.1),
+    "ridge_pseudo": partial(kernel_ridge, ridge=0.1, pseudo_negatives=50),
+    "means": partial(mean_difference, away=1.0),
+    "discriminant": partial(discriminant, shrinkage=3.0, away=1.0),
+}
+
+
+def parameters(learner: str) -> dict[str, Any]:
+    """What a learner was fixed to, for the report."""
+    fixed = LEARNERS[learner]
+    if not isinstance(fixed, partial):
+        return {}
+    spaces = {
+        support_vector: {"gamma": "scale", "codes": "standardised", "tolerance": svm.TOLERANCE},
+        kernel_ridge: {"gamma": "scale", "codes": "standardised"},
+    }
+    return fixed.keywords | spaces.get(fixed.func, {})

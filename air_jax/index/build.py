@@ -1,0 +1,460 @@
+"""Builds and updates an index: only what is new or changed is decoded and encoded."""
+
+import contextlib
+import csv
+import hashlib
+import json
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from air_jax.index import contact_sheet, decode_pool, image_files, stored_index
+from air_jax.index.catalogue import Catalogue, codes_name
+from air_jax.index.decode_pool import Task
+from air_jax.index.decoding import Decoded, Limits, read_file
+from air_jax.index.image_files import File
+from air_jax.index.image_index import NET_FILE, SHEET_FILE, SUMMARY_FILE
+from air_jax.models import encode, net_file
+from air_jax.runtime import sharding
+from air_jax.runtime.atomic_files import locked, write_json
+from air_jax.runtime.progress import Progress, say
+from air_jax.search import code_store
+from air_jax.search.milvus_store import MilvusStore
+
+BATCH = 256  # images encoded at once, and committed
+LOCK_FILE = "lock"
+BROKEN_SAID = 10
+
+
+class Options(NamedTuple):
+    """How to index.
+
+    Attributes:
+        fit: how pictures that are not square are made so; `decoding.FITS`.
+        storage: how codes are kept; `code_store.STORAGES`.
+        workers: decoding processes.
+        rehash: compare contents, not only sizes and times.
+        limits: of one file.
+        store: where codes are kept instead of in the index: see `milvus_store`. None: in the index.
+    """
+
+    fit: str = "crop"
+    storage: str = "float32"
+    workers: int = 1
+    rehash: bool = False
+    limits: Limits = Limits()
+    store: str | None = None
+
+
+def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict[str, Any]:
+    """Index a folder of images, or bring its index up to date.
+
+    Args:
+        folder: of the images.
+        model: a run's work directory.
+        out: the index.
+        options: see there.
+
+    Returns:
+        What `index.json` holds.
+
+    Raises:
+        FileNotFoundError: the folder or the model is not there.
+        ValueError: the index was made by another net, with another fit, or of another folder; no
+            image can be read; another process is indexing; a file is damaged.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--images={folder}: there is no such folder")
+    started = time.monotonic()
+    mesh = sharding.make_mesh()
+    kept = net_file.of_run(model, mesh)
+    made_from = {
+        "kind": "images",
+        "folder": str(folder.resolve()),
+        "codes": f"model:{kept.about['fingerprint']}",
+        "fit": options.fit,
+    }
+    dimension = kept.about["config"]["model.code_dim"]
+    with (
+        _opened(out, made_from, options) as catalogue,
+        stored_index.opened(catalogue, options.store, options.storage, dimension) as store,
+    ):
+        if not (out / NET_FILE).is_file():
+            net_file.write(out / NET_FILE, kept)
+        walk = image_files.walk(folder, without=out)
+        update = _update(catalogue, kept.net, kept.about, walk, folder, mesh, options)
+        if not update.images:
+            raise ValueError(
+                f"--images={folder}: no image can be read in it; {len(update.broken)} files are "
+                f"broken, {walk.others} are of other kinds"
+            )
+        about = made_from | {
+            "model": {key: value for key, value in kept.about.items() if key != "config"}
+            | {"fit": options.fit},
+            "dimension": dimension,
+            "size": len(update.images),
+            "storage": options.storage,
+            "fingerprint": update.fingerprint,
+        }
+        about |= stored_index.about_store(catalogue, store, content="")
+        _publish(catalogue, update.images, about, out, store)
+        summary = _summary(catalogue, update, walk.others, time.monotonic() - started)
+        _show(catalogue, summary, out)
+    return summary
+
+
+def index_vectors(
+    vectors: Path, metadata: Path | None, folder: Path | None, out: Path, options: Options
+) -> dict[str, Any]:
+    """Index vectors of any other model.
+
+    Args:
+        vectors: an `.npy` file, [N, D] of any float type.
+        metadata: a CSV file with a head and N rows; a column `path` names their images,
+        folder: in here.
+        out: the index.
+        options: `storage`, `workers`, `limits` are used.
+
+    Returns:
+        What `index.json` holds.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: vectors and rows are not as many, the file is damaged, or the index is of images
+            or of another folder.
+    """
+    started = time.monotonic()
+    codes = _read_vectors(vectors)
+    rows = _read_metadata(metadata, len(codes))
+    if folder is not None and not folder.is_dir():
+        raise FileNotFoundError(f"--images={folder}: there is no such folder")
+    told = json.dumps([_hash_of(vectors), rows], ensure_ascii=True)
+    fingerprint = hashlib.sha256(told.encode()).hexdigest()
+    made_from = {
+        "kind": "vectors",
+        "folder": None if folder is None else str(folder.resolve()),
+    }
+    with (
+        _opened(out, made_from, options) as catalogue,
+        stored_index.opened(catalogue, options.store, options.storage, codes.shape[1]) as store,
+    ):
+        about = made_from | {
+            "codes": f"vectors:{_hash_of(vectors)}",
+            "model": None,
+            "dimension": codes.shape[1],
+            "size": len(codes),
+            "storage": options.storage,
+            "fingerprint": fingerprint,
+        }
+        about |= stored_index.about_store(catalogue, store, content=_hash_of(vectors))
+        ids = np.arange(1, len(codes) + 1)
+        if not _is_published(catalogue, ids, about, store):
+            about["generation"] = catalogue.meta.get("published", {}).get("generation", 0) + 1
+            _write_codes(codes, ids, about, out, store)
+            catalogue.publish_rows(rows, about)
+        _delete_leftovers(catalogue, out, store)
+        if folder is not None:
+            _add_thumbnails(catalogue, folder, options)
+        broken = {path: reason for path, (_, _, reason) in catalogue.broken().items()}
+        update = _Update(catalogue.published(), broken, len(codes), 0, fingerprint)
+        summary = _summary(catalogue, update, 0, time.monotonic() - started)
+        _show(catalogue, summary, out)
+    return summary
+
+
+class _Update(NamedTuple):
+    """Images in order of position; broken files; counts; fingerprint of paths and contents."""
+
+    images: list[int]
+    broken: dict[str, str]
+    added: int
+    unchanged: int
+    fingerprint: str
+
+
+@contextlib.contextmanager
+def _opened(out: Path, made_from: dict[str, Any], options: Options) -> Iterator[Catalogue]:
+    """The catalogue, while no other process has it.
+
+    Raises:
+        ValueError: another one has, or it is of an index that was made from something else.
+    """
+    address = stored_index.whole_address(options.store)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out={out} is a file; expected a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / LOCK_FILE, f"--out={out}", doing="indexing into it"):
+        catalogue = Catalogue(out)
+        try:
+            _check_same(catalogue, made_from | {"store": address}, out)
+            yield catalogue
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{catalogue.path} is damaged: {error}") from error
+        finally:
+            catalogue.close()
+
+
+def _check_same(catalogue: Catalogue, made_from: dict[str, Any], out: Path) -> None:
+    before = catalogue.meta.get("made_from")
+    if before is None:
+        catalogue.set_meta(made_from=made_from)
+        return
+    for key, value in made_from.items():
+        if before.get(key) != value:
+            raise ValueError(
+                f"--out={out}: this index has {key}={before.get(key)!r}, asked for is {value!r}; "
+                "give another --out, or delete it"
+            )
+
+
+def _update(
+    catalogue: Catalogue,
+    net: Any,
+    model: dict[str, Any],
+    walk: image_files.Walk,
+    folder: Path,
+    mesh: Any,
+    options: Options,
+) -> _Update:
+    """Decode and encode what the catalogue does not have as it is now."""
+    known, known_broken = catalogue.known(), catalogue.broken()
+    files = {file.path: file for file in walk.files}
+    broken = dict(walk.unusable)
+    todo: list[str] = []
+    same_time: list[tuple[int, File]] = []
+    for path, file in files.items():
+        before = known.get(path)
+        state = (file.bytes, file.mtime_ns)
+        if before is not None and state == (before.bytes, before.mtime_ns) and not options.rehash:
+            continue
+        if path in known_broken and known_broken[path][:2] == state and not options.rehash:
+            broken[path] = known_broken[path][2]
+        elif before is not None and _same_content(folder / path, before.sha256, options.limits):
+            same_time.append((before.image, file))
+        else:
+            todo.append(path)
+    catalogue.touch(same_time)
+    unchanged = len(files) - len(todo) - sum(path in files for path in broken)
+    say(f"{len(files):,} image files: {unchanged:,} known, {len(todo):,} to do")
+    task = Task(str(folder.resolve()), tuple(model["image_shape"]), options.fit, options.limits)
+    encoder = _Encoder(catalogue, net, mesh, files)
+    with Progress("index", len(todo)) as progress:
+        for decoded in decode_pool.decode(todo, task, options.workers) if todo else ():
+            encoder.add(decoded)
+            progress.advance(1)
+        encoder.flush()
+    broken |= encoder.broken
+    catalogue.keep_broken(set(broken) & set(files))
+    current = catalogue.known()
+    usable = [path for path in files if path in current and path not in broken]
+    content = hashlib.sha256()
+    for path in usable:
+        content.update(path.encode("utf-8", "surrogateescape") + b"\0")
+        content.update(current[path].sha256.encode())
+    content.update(f"{model['fingerprint']} {options.fit}".encode())
+    images = [current[path].image for path in usable]
+    return _Update(images, broken, encoder.added, unchanged, content.hexdigest())
+
+
+class _Encoder:
+    """Gathers decoded images to batches, encodes and keeps them."""
+
+    def __init__(self, catalogue: Catalogue, net: Any, mesh: Any, files: dict[str, File]):
+        self.catalogue, self.net, self.mesh, self.files = catalogue, net, mesh, files
+        self.batch = BATCH * mesh.size
+        self.waiting: list[Decoded] = []
+        self.unusable: list[Decoded] = []
+        self.broken: dict[str, str] = {}
+        self.added = 0
+
+    def add(self, decoded: Decoded) -> None:
+        (self.waiting if decoded.error is None else self.unusable).append(decoded)
+        if len(self.waiting) == self.batch or len(self.unusable) == self.batch:
+            self.flush()
+
+    def flush(self) -> None:
+        codes = [self.catalogue.code_of_content(one.sha256) for one in self.waiting]
+        new = [one.pixels for one, code in zip(self.waiting, codes, strict=True) if code is None]
+        if new:
+            # Always as many at once: a picture's code does not depend on how many are waiting.
+            made = iter(encode.encode(self.net, np.stack(new), self.mesh, self.batch, label=None))
+            codes = [np.asarray(next(made), "<f4").tobytes() if c is None else c for c in codes]
+        rows = zip(self.waiting, codes, strict=True)
+        self.catalogue.add([(self.files[one.path], one, code) for one, code in rows])
+        errors = [(self.files[one.path], str(one.error)) for one in self.unusable if one.lasting]
+        self.catalogue.add_broken(errors)
+        self.broken |= {one.path: str(one.error) for one in self.unusable}
+        self.added += len(self.waiting)
+        self.waiting, self.unusable = [], []
+
+
+def _same_content(path: Path, sha256: str, limits: Limits) -> bool:
+    try:
+        return hashlib.sha256(read_file(path, limits)).hexdigest() == sha256
+    except ValueError:
+        return False
+
+
+def _publish(
+    catalogue: Catalogue,
+    images: list[int],
+    about: dict[str, Any],
+    out: Path,
+    store: MilvusStore | None,
+) -> None:
+    """Write the codes of a new generation, then make it the one that is opened."""
+    ids = np.array(images, np.int64)
+    if not _is_published(catalogue, ids, about, store):
+        about["generation"] = catalogue.meta.get("published", {}).get("generation", 0) + 1
+        gathered = out / f".{codes_name(about['generation'])}.npy"
+        shape = (len(images), about["dimension"])
+        codes = np.lib.format.open_memmap(gathered, "w+", np.float32, shape)
+        for position, code in enumerate(catalogue.codes(images, about["dimension"])):
+            codes[position] = code
+        _write_codes(codes, ids, about, out, store)
+        catalogue.publish(images, about)
+    _delete_leftovers(catalogue, out, store)
+
+
+def _is_published(
+    catalogue: Catalogue, ids: np.ndarray, about: dict[str, Any], store: MilvusStore | None
+) -> bool:
+    before = catalogue.meta.get("published", {})
+    return (
+        {**before, "generation": None} == {**about, "generation": None}
+        and ids.tolist() == catalogue.published()
+        and (store is None or stored_index.is_whole(store, ids + about["first_key"]))
+    )
+
+
+def _write_codes(
+    codes: np.ndarray,
+    ids: np.ndarray,
+    about: dict[str, Any],
+    out: Path,
+    store: MilvusStore | None,
+) -> None:
+    if store is None:
+        code_store.write(out / codes_name(about["generation"]), codes, about["storage"], ids)
+    else:
+        stored_index.write(store, ids + about["first_key"], codes, out, about["generation"])
+
+
+def _delete_leftovers(catalogue: Catalogue, out: Path, store: MilvusStore | None) -> None:
+    """Older generations, and what killed runs began."""
+    published = catalogue.meta["published"]
+    current = codes_name(published["generation"])
+    for path in [*out.glob("codes-*"), *out.glob(".codes-*")]:
+        if path.name in (current, f"{current}.npz"):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    if store is not None:
+        keys = np.array(catalogue.published(), np.int64) + published["first_key"]
+        stored_index.delete_others(store, keys)
+
+
+def _summary(catalogue: Catalogue, update: _Update, others: int, seconds: float) -> dict[str, Any]:
+    def shown(path: str) -> str:
+        return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+    broken = [
+        {"path": shown(path), "reason": reason} for path, reason in sorted(update.broken.items())
+    ]
+    say(
+        f"{len(update.images):,} images in the index: {update.added:,} added, "
+        f"{update.unchanged:,} known before; {len(broken):,} broken, {others:,} other files"
+    )
+    for one in broken[:BROKEN_SAID]:
+        say(f"  broken: {one['path']!r}: {one['reason']}")
+    if len(broken) > BROKEN_SAID:
+        say(f"  and {len(broken) - BROKEN_SAID:,} more: see {SUMMARY_FILE}")
+    return {
+        **catalogue.meta["published"],
+        "added": update.added,
+        "unchanged": update.unchanged,
+        "other_files": others,
+        "seconds": seconds,
+        "images_per_second": update.added / seconds,
+        "broken": broken,
+    }
+
+
+def _show(catalogue: Catalogue, summary: dict[str, Any], out: Path) -> None:
+    """What was found, in a file for programs and in a picture for people."""
+    thumbnails = catalogue.some_thumbnails(contact_sheet.MOST)
+    if thumbnails:
+        contact_sheet.write(out / SHEET_FILE, thumbnails)
+    else:
+        (out / SHEET_FILE).unlink(missing_ok=True)  # of vectors that had images before
+    write_json(out / SUMMARY_FILE, summary)
+
+
+def _read_vectors(path: Path) -> np.ndarray:
+    try:
+        codes = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"--vectors={path}: there is no such file") from None
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"--vectors={path} cannot be read as an .npy file: {error}") from error
+    if codes.ndim != 2 or not codes.size or not np.issubdtype(codes.dtype, np.floating):
+        raise ValueError(
+            f"--vectors={path} holds {list(codes.shape)} {codes.dtype}; expected [N > 0, D > 0] "
+            "floats"
+        )
+    return codes
+
+
+def _read_metadata(path: Path | None, count: int) -> list[tuple[str, dict[str, str]]]:
+    """Path ("" if there is none) and the other columns of each row."""
+    if path is None:
+        return [("", {})] * count
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, restkey="", restval="", strict=True))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"--metadata={path}: there is no such file") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"--metadata={path} cannot be read as CSV in UTF-8: {error}") from error
+    if len(rows) != count:
+        raise ValueError(f"--metadata={path} has {len(rows)} rows for {count} vectors")
+    for number, row in enumerate(rows, 1):
+        if "" in row:
+            raise ValueError(f"--metadata={path}: row {number} has more cells than the head")
+    return [(row.pop("path", ""), row) for row in rows]
+
+
+def _hash_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _add_thumbnails(catalogue: Catalogue, folder: Path, options: Options) -> None:
+    """Pictures of vectors whose metadata names a file in the folder."""
+    missing = catalogue.rows_without_thumbnail()
+    outside = [
+        (image, Decoded(path, error="there is no such file in the folder"))
+        for image, path in missing
+        if image_files.inside(folder, path) is None
+    ]
+    catalogue.add_thumbnails(outside)
+    gone = {image for image, _ in outside}
+    todo = [(image, path) for image, path in missing if image not in gone]
+    task = Task(str(folder.resolve()), None, options.fit, options.limits)
+    batch: list[tuple[int, Decoded]] = []
+    with Progress("thumbnails", len(todo)) as progress:
+        decoded = decode_pool.decode([path for _, path in todo], task, options.workers)
+        for (image, _), one in zip(todo, decoded, strict=True):
+            batch.append((image, one))
+            progress.advance(1)
+            if len(batch) == BATCH:
+                catalogue.add_thumbnails(batch)
+                batch = []
+    catalogue.add_thumbnails(batch)

@@ -1,0 +1,226 @@
+"""An index on disk: images or vectors with their codes, opened for searching.
+
+    catalogue.sqlite      the truth: images, codes, thumbnails, what is published; see `catalogue`
+    codes-<generation>/   the codes in order of position: a `code_store`. With --store they are in
+                          Milvus, and codes-<generation>.npz is here: see `stored_index`
+    net.npz               the net that made the codes; not there for vectors
+    checksums.json        of these three, while no indexer is at work; see `catalogue`
+    index.json            what was found, for people and programs
+    contact_sheet.png     some of its images, for people
+    sessions.sqlite       what people did with it; see `session_store`
+
+An image keeps its id as long as its content does not change; its position changes with the images
+around it.
+"""
+
+import json
+import os
+import sqlite3
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import PIL.Image
+
+from air_jax.index import catalogue, decoding, image_files, stored_index
+from air_jax.models import encode, net_file
+from air_jax.models.autoencoder import Net
+from air_jax.runtime import sharding
+from air_jax.search.code_store import CodeStore
+from air_jax.search.stored_space import StoredCodes
+
+NET_FILE = "net.npz"
+SUMMARY_FILE = "index.json"
+SHEET_FILE = "contact_sheet.png"
+IDS_OF_A_QUERY = 500  # SQLite takes no more than so many values at once, to be safe
+
+
+class Image(NamedTuple):
+    """What an index knows of an image.
+
+    Attributes:
+        id: stable, from 1 on.
+        path: relative to the folder, as `os.fsdecode` gives it; "" if there is none.
+        width, height: pixels; None if no image was read.
+        bytes: of the file.
+        metadata: of vectors.
+    """
+
+    id: int
+    path: str
+    width: int | None
+    height: int | None
+    bytes: int | None
+    metadata: dict[str, str]
+
+    @property
+    def label(self) -> str:
+        """The path as text that can be shown; of a vector without one, its row."""
+        if not self.path:
+            return f"row {self.id - 1}"
+        return os.fsencode(self.path).decode("utf-8", "replace")
+
+
+class ImageIndex:
+    """An index, opened for reading; safe to use from several threads.
+
+    An indexer that publishes meanwhile does not disturb it: images that were there stay there,
+    though those that left the folder lose their thumbnails.
+
+    Args:
+        path: of the folder.
+
+    Attributes:
+        about: {"kind": "images" or "vectors", "folder", "model", "generation", "dimension", "size",
+            "fingerprint": of all that is published, "codes": what made the codes}.
+        store: the codes by position.
+        ids: [N] int64 by position.
+
+    Raises:
+        FileNotFoundError: it is no index, or nothing is published in it yet.
+        ValueError: a file of it is damaged, or of another version, or the codes in its store are
+            not those that it knows.
+        ConnectionError: the store cannot be reached.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not (path / catalogue.FILE).is_file():
+            raise FileNotFoundError(f"{path} holds no {catalogue.FILE}: it is no index")
+        catalogue.check(path)
+        self._local = threading.local()
+        try:
+            with self._database() as database:
+                database.execute("BEGIN")  # an indexer may publish between the two
+                meta = catalogue.read_meta(database)
+                rows = database.execute(
+                    "SELECT id FROM images WHERE position IS NOT NULL ORDER BY position"
+                )
+                self.ids = np.array([row[0] for row in rows], np.int64)
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{path / catalogue.FILE} is damaged: {error}") from error
+        if "published" not in meta:
+            raise FileNotFoundError(
+                f"{path} is not finished: run air_jax.index again, it continues"
+            )
+        self.about: dict[str, Any] = meta["published"]
+        self.store = self._open_store()
+        self._order = np.argsort(self.ids)
+        self._sorted = self.ids[self._order]
+        self._net: Net | None = None
+        self._net_access = threading.Lock()
+        if self.about["model"] is not None and not (path / NET_FILE).is_file():
+            raise FileNotFoundError(f"{path / NET_FILE} is missing: it encodes uploads")
+
+    def _open_store(self) -> CodeStore | StoredCodes:
+        if "store" in self.about:
+            return stored_index.open_codes(self.path, self.about, self.ids)
+        store = CodeStore(self.path / catalogue.codes_name(self.about["generation"]))
+        if len(store) != len(self.ids):
+            raise ValueError(
+                f"{self.path}: {len(self.ids)} images in the catalogue, {len(store)} codes"
+            )
+        return store
+
+    def is_newest(self) -> bool:
+        """Whether nothing was published since this was opened."""
+        return catalogue.read_meta(self._database()).get("published") == self.about
+
+    def position(self, image: int) -> int | None:
+        """Where an image is in the store; None if it is not in the index."""
+        place = int(np.searchsorted(self._sorted, image))
+        if place < len(self._sorted) and self._sorted[place] == image:
+            return int(self._order[place])
+        return None
+
+    def images(self, ids: list[int]) -> list[Image]:
+        """Images in the order of their ids; one that has left the catalogue has no path.
+
+        Raises:
+            ValueError: an id that is none of this index's.
+        """
+        unknown = [image for image in ids if self.position(image) is None]
+        if unknown:
+            raise ValueError(f"there is no image {unknown[0]} in the index")
+        found = {}
+        for start in range(0, len(ids), IDS_OF_A_QUERY):
+            part = ids[start : start + IDS_OF_A_QUERY]
+            marks = ", ".join("?" * len(part))
+            query = f"SELECT {_COLUMNS} FROM images WHERE id IN ({marks})"
+            found |= {row[0]: _image(row) for row in self._database().execute(query, part)}
+        gone = ("(removed)", None, None, None, {})
+        return [found.get(image, Image(image, *gone)) for image in ids]
+
+    def find(self, text: str, limit: int) -> list[Image]:
+        """Images by id ("17", "#17"), by path, then by a part of path or metadata."""
+        found: dict[int, Image] = {}
+        digits = text.removeprefix("#")
+        if digits.isascii() and digits.isdigit() and self.position(int(digits)) is not None:
+            found |= {image.id: image for image in self.images([int(digits)])}
+        queries = (
+            ("path = ?", [os.fsencode(text)]),
+            (
+                "instr(lower(CAST(path AS TEXT)), lower(?)) OR instr(lower(metadata), lower(?))",
+                [text, json.dumps(text)[1:-1]],
+            ),
+        )
+        for where, values in queries:
+            rows = self._database().execute(
+                f"SELECT {_COLUMNS} FROM images WHERE position IS NOT NULL AND ({where}) "
+                "ORDER BY position LIMIT ?",
+                [*values, limit],
+            )
+            for row in rows:
+                if self.position(row[0]) is not None:
+                    found.setdefault(row[0], _image(row))
+        return list(found.values())[:limit]
+
+    def thumbnail(self, image: int) -> bytes | None:
+        """A small JPEG; None if there is none."""
+        row = self._database().execute("SELECT jpeg FROM thumbnails WHERE image = ?", [image])
+        found = row.fetchone()
+        return None if found is None else found[0]
+
+    def file(self, image: int) -> Path | None:
+        """The file of an image, if it is still a regular file in the folder."""
+        if self.about["folder"] is None or self.position(image) is None:
+            return None
+        path = self.images([image])[0].path
+        return image_files.inside(Path(self.about["folder"]), path) if path else None
+
+    def encode(self, picture: PIL.Image.Image) -> np.ndarray:
+        """The code [D] float32 of any picture, by the net of the index.
+
+        Raises:
+            ValueError: the index is of vectors, or its net is damaged.
+        """
+        model = self.about["model"]
+        if model is None:
+            raise ValueError(f"{self.path} is an index of vectors: it has no net")
+        # One picture needs one device only.
+        mesh = sharding.make_mesh(jax.local_devices()[:1])
+        with self._net_access:
+            if self._net is None:
+                kept = net_file.read(self.path / NET_FILE, mesh)
+                if kept.about["fingerprint"] != model["fingerprint"]:
+                    raise ValueError(f"{self.path / NET_FILE} is not the net that made the codes")
+                self._net = kept.net
+        pixels = decoding.fit(picture, tuple(model["image_shape"]), model["fit"])
+        return encode.encode(self._net, pixels[None], mesh, batch=1, label=None)[0]
+
+    def _database(self) -> sqlite3.Connection:
+        """A connection of this thread's own."""
+        if not hasattr(self._local, "database"):
+            self._local.database = sqlite3.connect(self.path / catalogue.FILE, timeout=30)
+            self._local.database.execute("PRAGMA query_only = ON")
+        return self._local.database
+
+
+_COLUMNS = "id, path, width, height, bytes, metadata"
+
+
+def _image(row: tuple[Any, ...]) -> Image:
+    image, path, width, height, size, metadata = row
+    return Image(image, os.fsdecode(path), width, height, size, json.loads(metadata))

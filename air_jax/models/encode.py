@@ -1,0 +1,152 @@
+"""Images to codes: the encoder alone, as section III.2 keeps it; and what the decoder makes."""
+
+import collections
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from air_jax.models.autoencoder import Net
+from air_jax.runtime import distributed, sharding
+from air_jax.runtime.progress import Progress
+
+AHEAD = 4  # batches
+
+
+def validate(batch: int, devices: int) -> None:
+    """Raise ValueError if batches of this size do not divide over the devices."""
+    if batch < 1 or batch % devices:
+        raise ValueError(
+            f"encode.batch={batch}: expected a positive multiple of the {devices} devices"
+        )
+
+
+def encode(
+    net: Net, images: np.ndarray, mesh: Mesh, batch: int = 512, label: str | None = "encode"
+) -> np.ndarray:
+    """Codes of images.
+
+    Args:
+        net: its encoder is used.
+        images: [N, S, S, C] uint8.
+        mesh: each batch is split over its devices. Each of several processes encodes its share of
+            the images, and gets the codes of all.
+        batch: images in one call, of all processes together; the last is padded, so there is one
+            compilation.
+        label: of the progress shown; None shows none.
+
+    Returns:
+        [N, code_dim] float32.
+    """
+    return _map_batches(encode_batch, net, (images,), mesh, batch, label)
+
+
+@jax.jit
+def encode_batch(net: Net, images: jax.Array) -> jax.Array:
+    """Codes [B, code_dim] float32 of one batch [B, S, S, C] uint8 on the devices."""
+    return net.module().encode(net.standardise(images)).astype(jnp.float32)
+
+
+def reconstruct(
+    net: Net, images: np.ndarray, codes: np.ndarray, mesh: Mesh, batch: int = 512
+) -> np.ndarray:
+    """What the decoder makes of `codes`, with the shortcuts that `images` give it.
+
+    Args:
+        net: encoder and decoder are used.
+        images: [N, S, S, C] uint8.
+        codes: [N, code_dim] float32, of these images or of others.
+        mesh: each batch is split over its devices.
+        batch: images in one call.
+
+    Returns:
+        [N, S, S, C] float32, standardised pixels.
+    """
+    return _map_batches(_reconstruct_batch, net, (images, codes), mesh, batch)
+
+
+def _decode(net: Net, images: jax.Array, codes: jax.Array) -> jax.Array:
+    model = net.module()
+    _, maps = model.encoder(net.standardise(images))
+    return model.decoder(codes, maps).astype(jnp.float32)
+
+
+_reconstruct_batch = jax.jit(_decode)
+
+
+@jax.jit
+def _squared_error_batch(net: Net, images: jax.Array, codes: jax.Array) -> jax.Array:
+    error = _decode(net, images, codes) - net.standardise(images)
+    return jnp.mean(jnp.square(error), axis=(1, 2, 3))
+
+
+class HeldOutLosses(NamedTuple):
+    """Mean squared errors per standardised pixel on images the net was not trained on.
+
+    Attributes:
+        loss: of the net (eq 4, 5).
+        code_shuffled_loss: of decoding with each image's code replaced by another image's. Close
+            to `loss`: the decoder does not use the code, but sees the image by its shortcuts.
+            None for a single image, which has no other.
+    """
+
+    loss: float
+    code_shuffled_loss: float | None
+
+
+def held_out_losses(net: Net, images: np.ndarray, mesh: Mesh, batch: int = 512) -> HeldOutLosses:
+    """Reconstruct images [N, S, S, C] uint8 from their own and from other images' codes."""
+    codes = encode(net, images, mesh, batch, label=None)
+    # A cyclic shift in random order: no image keeps its own code.
+    order = np.random.default_rng(0).permutation(len(codes))
+    shuffled = np.empty_like(codes)
+    shuffled[order] = codes[np.roll(order, 1)]
+
+    def loss(used: np.ndarray) -> float:
+        return float(_map_batches(_squared_error_batch, net, (images, used), mesh, batch).mean())
+
+    return HeldOutLosses(loss(codes), loss(shuffled) if len(codes) > 1 else None)
+
+
+def _map_batches(
+    function: Callable[..., jax.Array],
+    net: Net,
+    arrays: tuple[np.ndarray, ...],
+    mesh: Mesh,
+    batch: int,
+    label: str | None = None,
+) -> np.ndarray:
+    """`function(net, *batches)` over equally long arrays, padded to whole batches.
+
+    `AHEAD` batches are under way while the result of the one before them is fetched: copies, both
+    ways, overlap with computation. Of several processes each does its share, on its own devices.
+    """
+    if mesh.size > len(mesh.local_devices):
+        parts, own = distributed.shares(*arrays), sharding.local(mesh)
+        net, batch = sharding.on_own_devices(net, mesh), batch // distributed.processes()
+        done = _map_batches(function, net, parts, own, batch, label)
+        return distributed.gather(done, len(arrays[0]))
+    size = len(arrays[0])
+    results: list[np.ndarray] = []
+    under_way: collections.deque[jax.Array] = collections.deque()
+    progress = Progress(label, size) if label else None
+    for start in range(0, size, batch):
+        parts = [_padded(array[start : start + batch], batch) for array in arrays]
+        under_way.append(function(net, *jax.device_put(parts, sharding.by_rows(mesh))))
+        under_way[-1].copy_to_host_async()
+        if len(under_way) > AHEAD:
+            results.append(np.asarray(under_way.popleft()))
+        if progress:
+            progress.advance(min(batch, size - start))
+    results += map(np.asarray, under_way)
+    if progress:
+        progress.close()
+    return np.concatenate(results)[:size]
+
+
+def _padded(rows: np.ndarray, count: int) -> np.ndarray:
+    """Rows repeated from the first on, up to `count`: real values, whose results are dropped."""
+    return rows if len(rows) == count else np.resize(rows, (count, *rows.shape[1:]))

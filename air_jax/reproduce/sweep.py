@@ -1,0 +1,280 @@
+"""A sweep: the same stages for many nets and seeds, each member in a work directory of its own.
+
+`config.sweep.nets` names the nets and what each changes in the config; every seed of every net is a
+member, `<net>/seed<n>`. What is done is not done again, and a member that fails is reported while
+the others go on.
+"""
+
+import contextlib
+import copy
+import json
+import time
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_collections
+import numpy as np
+
+from air_jax.models import autoencoder
+from air_jax.run import dry_run, jobs, pipeline
+from air_jax.run.jobs import Job
+from air_jax.run.work_directory import CHECKPOINTS, WorkDir, stage_keys
+from air_jax.runtime import distributed
+from air_jax.runtime.atomic_files import hash_of, read_npz, write_json, write_npz
+from air_jax.runtime.progress import duration, say
+from air_jax.search.baselines import WITHOUT_NET
+from air_jax.training import loop
+from air_jax.training.checkpoints import newest_step
+from air_jax.training.training_log import NonFiniteError
+
+MEMBERS_FOLDER = "members"
+ERROR_FILE = "error.json"
+BASELINES_FILE = "baselines.npz"
+
+
+class Member(NamedTuple):
+    """One net with one seed.
+
+    Attributes:
+        net: its name in `config.sweep.nets`.
+        seed: of initialisation and order.
+        job: its own config on the sweep's data.
+        workdir: its own.
+    """
+
+    net: str
+    seed: int
+    job: Job
+    workdir: WorkDir
+
+    @property
+    def name(self) -> str:
+        return f"{self.net}/seed{self.seed}"
+
+    def left_to_do(self, stages: tuple[str, ...]) -> list[str]:
+        """The stages that are not done, or no longer current."""
+        return [stage for stage in stages if self.workdir.why_redo(stage)]
+
+    def work(self) -> float:
+        """Multiplications of its training, about: what the time it takes goes with."""
+        images = len(self.job.training_positions())
+        config = self.job.config
+        steps = loop.count_steps(config.train, images)
+        shape = self.job.dataset.images.shape[1:]
+        return (
+            steps
+            * config.train.batch
+            * autoencoder.multiplications(**config.model, image_shape=shape)
+        )
+
+
+def make_members(job: Job, folder: Path) -> list[Member]:
+    """All members of `job.config.sweep`, the first seed of every net first, checked.
+
+    Raises:
+        ValueError: a net's config cannot work.
+    """
+    config = job.config
+    fingerprint = job.dataset.fingerprint()
+    made = []
+    for seed in config.sweep.seeds:
+        for net, changes in config.sweep.nets.items():
+            own = ml_collections.ConfigDict(copy.deepcopy(config.to_dict()))
+            del own.sweep
+            own.lock()
+            try:
+                own.update(changes.to_dict())
+                own.seed = seed
+                member_job = Job(own, job.dataset, job.database, job.queries, job.mesh)
+                jobs.check(member_job)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"sweep.nets: {net!r}: {error}") from error
+            path = folder / MEMBERS_FOLDER / net / f"seed{seed}"
+            made.append(Member(net, seed, member_job, WorkDir(path, own, fingerprint)))
+    return made
+
+
+def select(members: list[Member], only: list[str]) -> list[Member]:
+    """The members whose names begin with one of `only`; all if it is empty.
+
+    Raises:
+        ValueError: one of them begins no name.
+    """
+    for start in only:
+        if not any(member.name.startswith(start) for member in members):
+            nets = dict.fromkeys(member.net for member in members)
+            raise ValueError(f"--only={start}: no member's name begins so; nets: {', '.join(nets)}")
+    return [m for m in members if not only or m.name.startswith(tuple(only))]
+
+
+def part(members: list[Member], which: str) -> list[Member]:
+    """Every Nth of the members, from the Ith on, of `which` "I/N"; the N parts are all of them.
+
+    Raises:
+        ValueError: it is not of that form, or not 0 <= I < N.
+    """
+    index, _, count = which.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise ValueError(f"--part={which}: expected I/N with 0 <= I < N")
+    return members[int(index) :: int(count)]
+
+
+def prepare(members: list[Member], anew: bool) -> None:
+    """Make sure that the members' folders are theirs; with `anew` set aside what is in them.
+
+    Raises:
+        ValueError: a folder holds another training; the message names what changed.
+    """
+    for member in members:
+        if not anew:
+            member.workdir.check()
+        elif distributed.is_first():
+            member.workdir.set_aside()
+    distributed.barrier()
+
+
+def run(members: list[Member], stages: tuple[str, ...], seeds_together: bool = False) -> list[str]:
+    """Do the stages of every member that are not done yet.
+
+    Args:
+        members: to do, in this order.
+        stages: of `work_directory.STAGES`.
+        seeds_together: train the seeds of a net in one step (`loop.train_together`).
+
+    Returns:
+        The names of the members that failed; why is in each one's `error.json`.
+
+    Raises:
+        KeyboardInterrupt: stopped; the same call goes on.
+        OSError: the disk is full, or the like: no other member would fare better.
+    """
+    left = distributed.from_first(lambda: [bool(member.left_to_do(stages)) for member in members])
+    waiting = [member for member, is_left in zip(members, left, strict=True) if is_left]
+    say(f"{len(members)} members, {len(members) - len(waiting)} done before")
+    total = sum(member.work() for member in waiting)
+    done, failed = 0.0, []
+    started = time.monotonic()
+    for number, member in enumerate(waiting, start=1):
+        say(f"\n[{number}/{len(waiting)}] {member.name}")
+        if seeds_together:
+            _train_seeds([m for m in waiting[number - 1 :] if m.net == member.net])
+        if error := _do(member, stages):
+            say(f"{member.name} failed ({error}); the others go on")
+            failed.append(member.name)
+        done += member.work()
+        elapsed = time.monotonic() - started
+        if number < len(waiting):
+            left = duration(elapsed / done * (total - done))
+            say(f"{number} of {len(waiting)} in {duration(elapsed)}, about {left} left")
+    return failed
+
+
+def _do(member: Member, stages: tuple[str, ...]) -> str | None:
+    """Do a member's stages; returns what went wrong, in words, after writing it down."""
+    error_file = member.workdir / ERROR_FILE
+    try:
+        with member.workdir.opened():
+            for stage in stages:
+                pipeline.do_stage(stage, member.job, member.workdir)
+    except OSError:
+        raise
+    except Exception as error:  # whatever it is, the other members go on
+        text = f"{type(error).__name__}: {error}"
+        if distributed.is_first():
+            write_json(error_file, {"error": text, "traceback": traceback.format_exc()})
+        return text
+    if distributed.is_first():
+        error_file.unlink(missing_ok=True)
+    return None
+
+
+def _train_seeds(members: list[Member]) -> None:
+    """Train seeds of one net together, where two or more are as far; else leave them as they are.
+
+    Each one's train stage then finds its training complete.
+    """
+    found = distributed.from_first(
+        lambda: [
+            newest_step(member.workdir.path / CHECKPOINTS) or 0
+            if member.workdir.why_redo("train")
+            else None
+            for member in members
+        ]
+    )
+    waiting = [member for member, step in zip(members, found, strict=True) if step is not None]
+    if len(waiting) < 2 or len({step for step in found if step is not None}) > 1:
+        return
+    job = waiting[0].job
+    say(f"training seeds {', '.join(str(member.seed) for member in waiting)} together")
+    directories = {member.seed: member.workdir.path for member in waiting}
+    images = job.dataset.images[job.training_positions()]
+    with contextlib.ExitStack() as stack:
+        for member in waiting:
+            stack.enter_context(member.workdir.opened())
+        try:
+            loop.train_together(job.config, images, job.mesh, directories)
+        except NonFiniteError as error:
+            say(f"{error}\nthese seeds go on one by one")
+
+
+def error_of(member: Member) -> str | None:
+    """Why a member failed when it was last tried; None if it did not."""
+    try:
+        return json.loads((member.workdir / ERROR_FILE).read_text())["error"]
+    except FileNotFoundError:
+        return None
+
+
+def baselines_ap(job: Job, folder: Path) -> dict[str, np.ndarray]:
+    """Average precision [Q] by codes that need no net, made once for the sweep, by name.
+
+    Args:
+        job: the sweep's.
+        folder: where they are kept.
+    """
+    held: dict[str, np.ndarray] = {}
+    data = {k: v for k, v in stage_keys(job.config, "train").items() if k.startswith("data.")}
+    made_from = hash_of([job.dataset.fingerprint(), data, job.config.model.code_dim])
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged file is made again
+        held = read_npz(folder / BASELINES_FILE, ("made_from",))
+    if str(held.get("made_from")) != made_from:
+        held = {"made_from": np.array(made_from)}
+    for name in WITHOUT_NET:
+        if name not in held:
+            held[name] = pipeline.baseline_ap(name, job)
+            if distributed.is_first():
+                write_npz(folder / BASELINES_FILE, **held)
+    return {name: held[name] for name in WITHOUT_NET}
+
+
+def describe(members: list[Member], stages: tuple[str, ...]) -> str:
+    """What is done, what is left, and about how long training it takes, in lines for a terminal.
+
+    The time is judged by the members that are done, or else by a few steps of the first.
+    """
+    lines, waiting = [], []
+    left, seconds, work = 0, 0.0, 0.0
+    for member in members:
+        to_do = member.left_to_do(stages)
+        left += bool(to_do)
+        trained = member.workdir.result("train")
+        if trained:
+            seconds, work = seconds + trained["seconds"], work + member.work()
+        if "train" in to_do:
+            waiting.append(member)
+        error = error_of(member)
+        state = "to do: " + ", ".join(to_do) if to_do else "done"
+        lines.append(f"{member.name:<44}{state}{f' (failed: {error})' if error else ''}")
+    lines.append(f"{len(members)} members, {left} to do")
+    if waiting:
+        judged = "those done"
+        if not work:
+            job = waiting[0].job
+            work, judged = waiting[0].work(), "a few steps of the first"
+            steps = loop.count_steps(job.config.train, len(job.training_positions()))
+            rate = dry_run.measure(job).images_per_second
+            seconds = steps * job.config.train.batch / rate
+        total = duration(seconds / work * sum(member.work() for member in waiting))
+        lines.append(f"training takes about {total}, judged by {judged}; evaluation comes on top")
+    return "\n".join(lines)

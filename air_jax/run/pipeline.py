@@ -1,0 +1,257 @@
+"""The stages of a run, in order; what each takes from the one before and leaves behind."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from air_jax.feedback import learners, simulated_user
+from air_jax.models import encode
+from air_jax.models.autoencoder import count_parameters
+from air_jax.run import report
+from air_jax.run.jobs import Job
+from air_jax.run.work_directory import (
+    CHECKPOINTS,
+    CODES_FILE,
+    FEEDBACK_FOLDER,
+    MODEL_FILE,
+    RECONSTRUCTIONS_FILE,
+    RETRIEVAL_FILE,
+    WorkDir,
+)
+from air_jax.runtime import distributed
+from air_jax.runtime.atomic_files import hash_of, read_npz
+from air_jax.runtime.progress import say
+from air_jax.search import baselines, exact_search, metrics, scorers
+from air_jax.training import loop
+
+RECONSTRUCTED = 10  # queries whose reconstructions are kept for the report
+
+
+def do_stage(stage: str, job: Job, workdir: WorkDir) -> None:
+    """Do one of `work_directory.STAGES` unless it is done and current, saying which and why.
+
+    All processes of a run do it together; the first one writes what it leaves.
+    """
+    reason = distributed.from_first(lambda: workdir.why_redo(stage))
+    if reason is None:
+        say(f"{stage}: done before")
+        return
+    say(f"{stage}: {reason}" if reason != "not done yet" else f"{stage}:")
+    result, left = _STAGES[stage](job, workdir)
+    if distributed.is_first():
+        workdir.finish(stage, result, left)
+    distributed.barrier()
+
+
+def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
+    config = job.config
+    images = job.dataset.images[job.training_positions()]
+    trained = loop.train(config, images, job.mesh, workdir.path)
+
+    say("train: losses on held-out queries, of the net, the mean image and PCA")
+    held_out = job.query_images()
+    losses = encode.held_out_losses(trained.net, held_out, job.mesh, config.encode.batch)
+    std = np.asarray(trained.net.std)
+
+    shown = held_out[simulated_user.choose_queries(job.query_labels(), RECONSTRUCTED, seed=0)]
+    codes = encode.encode(trained.net, shown, job.mesh, config.encode.batch, label=None)
+    standardised = encode.reconstruct(trained.net, shown, codes, job.mesh, config.encode.batch)
+    pixels = (standardised * std + np.asarray(trained.net.mean)) * 255
+    workdir.write_npz(
+        RECONSTRUCTIONS_FILE,
+        image=shown,
+        reconstruction=np.clip(np.round(pixels), 0, 255).astype(np.uint8),
+    )
+    result = {
+        "epochs": config.train.epochs,
+        "steps": trained.steps,
+        "batch": config.train.batch,
+        "dtype": config.train.dtype,
+        "seconds": trained.seconds,
+        "compile_seconds": trained.compile_seconds,
+        "images_per_second": trained.steps * config.train.batch / trained.seconds,
+        "loss": losses.loss,
+        "constant_loss": baselines.constant_loss(images, held_out, std),
+        "pca_loss": baselines.pca_loss(images, held_out, std, config.model.code_dim),
+        "code_shuffled_loss": losses.code_shuffled_loss,
+        "parameters": count_parameters(trained.net.params),
+    }
+    if result["pca_loss"] is None:
+        result["pca_loss_reason"] = (
+            f"PCA to {config.model.code_dim} dimensions is lossless on these images"
+        )
+    if losses.code_shuffled_loss is None:
+        result["code_shuffled_loss_reason"] = "there is one query, and no other image's code"
+    checkpoint = f"{CHECKPOINTS}/{trained.steps}"
+    return result, [checkpoint, MODEL_FILE, RECONSTRUCTIONS_FILE]
+
+
+def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
+    batch = job.config.encode.batch
+    steps = workdir.result("train")["steps"]
+    net = loop.load_net(job.config, workdir.path, job.mesh, steps)
+    images = np.concatenate([job.database_images(), job.query_images()])
+    encode.encode(net, images[:batch], job.mesh, batch, label=None)  # compiles
+    started = time.monotonic()
+    codes = encode.encode(net, images, job.mesh, batch)
+    seconds = time.monotonic() - started
+    fresh = loop.new_net(job.config, images.shape[1:], net.mean, net.std, job.mesh)
+    untrained = encode.encode(fresh, images, job.mesh, batch, label="encode, untrained net")
+    size = len(job.database)
+    workdir.write_npz(
+        CODES_FILE,
+        database=codes[:size],
+        query=codes[size:],
+        untrained_database=untrained[:size],
+        untrained_query=untrained[size:],
+        database_index=job.database,
+        query_index=job.queries,
+        database_label=job.dataset.labels[job.database],
+        query_label=job.dataset.labels[job.queries],
+    )
+    return {"seconds": seconds, "images_per_second": len(images) / seconds}, [CODES_FILE]
+
+
+def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
+    codes = read_npz(workdir / CODES_FILE)
+    labels = codes["query_label"]
+    items = exact_search.relevant_items(labels, codes["database_label"])
+    size = len(codes["database"])
+
+    def ranks_of(name: str, database_codes: np.ndarray, query_codes: np.ndarray) -> np.ndarray:
+        database = exact_search.make_database(database_codes)
+        label = f"retrieve by {name}"
+        return exact_search.ranks_by_distance(
+            database, query_codes, items, label=label, precision=precision
+        )
+
+    metric, precision = job.config.retrieval.metric, job.config.retrieval.precision
+    compared = exact_search.for_metric(metric, codes["database"], codes["query"])
+    # Compiles, so that the seconds below do not hold it.
+    prepared = exact_search.make_database(compared[0])
+    exact_search.ranks_by_distance(prepared, compared[1][:1], items[:1], precision=precision)
+    started = time.monotonic()
+    ranks = ranks_of("codes", *compared)
+    seconds = time.monotonic() - started
+    kept = min(simulated_user.TOP, size)
+    _, top = exact_search.search(prepared, compared[1], kept, precision=precision)
+    per_query = {"ap": metrics.average_precision(ranks, size)}
+    result: dict[str, Any] = {
+        "map": metrics.mean(per_query["ap"]),
+        "map_ci95": metrics.bootstrap_interval(per_query["ap"], labels),
+        "precision_at_10": float(metrics.precision_at(ranks, 10).mean()),
+        "precision_at_100": float(metrics.precision_at(ranks, 100).mean()),
+        "recall_at_1000": metrics.mean(metrics.recall_at(ranks, 1000, size)),
+        "nn_accuracy": float(metrics.precision_at(ranks, 1).mean()),
+        "seconds": seconds,
+    }
+    wanted = job.config.retrieval.baselines
+    maps: dict[str, Any] = {}
+    if "random" in wanted:
+        relevant = np.count_nonzero(items != exact_search.PADDING, axis=1)
+        per_query["random_ap"] = metrics.random_average_precision(relevant, size)
+    if "untrained" in wanted:
+        untrained = codes["untrained_database"], codes["untrained_query"]
+        untrained = exact_search.for_metric(metric, *untrained)
+        ranks = ranks_of("the untrained net's codes", *untrained)
+        per_query["untrained_ap"] = metrics.average_precision(ranks, size)
+    for name in (n for n in baselines.WITHOUT_NET if n in wanted):
+        per_query[f"{name}_ap"] = baseline_ap(name, job)
+    for name in baselines.NAMES:
+        ap = per_query.get(f"{name}_ap")
+        maps[name] = {"map": None if ap is None else metrics.mean(ap)}
+        if ap is None:
+            maps[name]["map_reason"] = "not in retrieval.baselines"
+        elif name != "random":
+            maps[name]["map_ci95"] = metrics.bootstrap_interval(ap, labels)
+    workdir.write_npz(RETRIEVAL_FILE, top=top, **per_query)
+    return {"retrieval": result, "baselines": maps}, [RETRIEVAL_FILE]
+
+
+def baseline_ap(name: str, job: Job) -> np.ndarray:
+    """Average precision [Q] float64 of the first retrieval by one of `baselines.WITHOUT_NET`."""
+    images = job.database_images(), job.query_images()
+    say(f"retrieve: {name} codes of {len(images[0]):,} images")
+    database, queries = baselines.codes(name, *images, job.config.model.code_dim)
+    items = exact_search.relevant_items(job.query_labels(), job.dataset.labels[job.database])
+    ranks = exact_search.ranks_by_distance(
+        exact_search.make_database(database), queries, items, label=f"retrieve by {name}"
+    )
+    return metrics.average_precision(ranks, len(database))
+
+
+def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
+    config = job.config.feedback
+    codes = read_npz(workdir / CODES_FILE)
+    chosen = simulated_user.choose_queries(codes["query_label"], config.queries, config.seed)
+    labels = codes["query_label"][chosen]
+    metric = job.config.retrieval.metric
+    database, queries = exact_search.for_metric(metric, codes["database"], codes["query"])
+    space = scorers.make_space(database)
+    result, left = {}, []
+    for learner in config.learners:
+        # A file for each learner: an interrupted stage goes on with the next.
+        name = f"{FEEDBACK_FOLDER}/{learner}.npz"
+        made_from = hash_of(
+            [
+                workdir.state("encode"),
+                learners.parameters(learner),
+                [
+                    config.rounds,
+                    config.marks_per_round,
+                    config.queries,
+                    config.seed,
+                    config.show,
+                    metric,
+                ],
+            ]
+        )
+        simulation = _load_simulation(workdir, name, made_from)
+        if not distributed.from_first(lambda held=simulation: held is not None):
+            simulation = simulated_user.simulate(
+                learner,
+                space,
+                queries[chosen],
+                labels,
+                codes["database_label"],
+                rounds_count=config.rounds,
+                marks_per_round=config.marks_per_round,
+                seed=config.seed,
+                show=config.show,
+            )
+            workdir.write_npz(name, made_from=made_from, query=chosen, **simulation._asdict())
+        left.append(name)
+        result[learner] = {
+            "params": learners.parameters(learner),
+            "marks_per_round": config.marks_per_round,
+            "queries": len(chosen),
+            "rounds": simulated_user.summarise(simulation, labels),
+        }
+    return result, left
+
+
+def _load_simulation(
+    workdir: WorkDir, name: str, made_from: str
+) -> simulated_user.Simulation | None:
+    """A learner's sessions from an earlier run of this stage, if they were made from the same."""
+    try:
+        held = read_npz(workdir / name, ("made_from", *simulated_user.Simulation._fields))
+    except (FileNotFoundError, ValueError):  # a damaged file is made again
+        return None
+    if str(held["made_from"]) != made_from:
+        return None
+    return simulated_user.Simulation(*(held[field] for field in simulated_user.Simulation._fields))
+
+
+def _report(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
+    return {}, report.write(job, workdir) if distributed.is_first() else []
+
+
+_STAGES = {
+    "train": _train,
+    "encode": _encode,
+    "retrieve": _retrieve,
+    "feedback": _feedback,
+    "report": _report,
+}

@@ -1,0 +1,252 @@
+"""The last stage: `results.json`, `per_query.npz`, the figures, and the table on the terminal."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from air_jax.models import autoencoder
+from air_jax.run import figures
+from air_jax.run.jobs import Job
+from air_jax.run.work_directory import (
+    FEEDBACK_FOLDER,
+    FIGURES_FOLDER,
+    METRICS_FILE,
+    PER_QUERY_FILE,
+    RECONSTRUCTIONS_FILE,
+    RESULTS_FILE,
+    RETRIEVAL_FILE,
+    STAGES,
+    WorkDir,
+    config_hash,
+)
+from air_jax.runtime import distributed
+from air_jax.runtime.atomic_files import read_npz, write_json, write_npz
+from air_jax.training.training_log import read_metrics
+
+SCHEMA_VERSION = 1
+_PACKAGES = (
+    "air_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "scikit-learn",
+)
+
+
+def write(job: Job, workdir: WorkDir) -> list[str]:
+    """Write the report of the stages that are done; returns the files it left."""
+    # An earlier report may have had more to show.
+    shutil.rmtree(workdir / FIGURES_FOLDER, ignore_errors=True)
+    (workdir / PER_QUERY_FILE).unlink(missing_ok=True)
+    found = {stage: workdir.result(stage) for stage in STAGES[:-1]}
+    write_json(workdir / RESULTS_FILE, _results(job, workdir, found))
+    left = [RESULTS_FILE]
+    if found["retrieve"]:
+        write_npz(workdir / PER_QUERY_FILE, **_per_query(job, workdir, found))
+        left.append(PER_QUERY_FILE)
+    for name, draw in _drawings(job, workdir, found).items():
+        path = f"{FIGURES_FOLDER}/{name}.png"
+        draw(workdir / path)
+        left.append(path)
+    return left
+
+
+def _results(job: Job, workdir: WorkDir, found: dict[str, Any]) -> dict[str, Any]:
+    """`results.json`: nulls, with a reason beside, for what was skipped or has no meaning."""
+    config = job.config
+    model = config.model
+    trained = dict(found["train"] or {})
+    parameters = trained.pop("parameters", None)
+    retrieved = found["retrieve"] or {"retrieval": None, "baselines": None}
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "config": json.loads(config.to_json_best_effort()),
+        "config_hash": config_hash(config),
+        **commit(),
+        "seed": config.seed,
+        "split_seed": config.data.split_seed,
+        "environment": environment(),
+        "dataset": {
+            "name": job.dataset.name,
+            "database": len(job.database),
+            "queries": len(job.queries),
+            "split": config.data.split,
+        },
+        "model": {
+            "name": autoencoder.configuration_name(model.pool, model.skip, model.input_residual),
+            "depth": model.depth,
+            "width": model.width,
+            "pool": model.pool,
+            "skip": model.skip,
+            "parameters": parameters,
+            "code_dim": model.code_dim,
+        },
+        "train": trained or None,
+        "encode": found["encode"],
+        "retrieval": retrieved["retrieval"],
+        "baselines": retrieved["baselines"],
+        "feedback": found["feedback"],
+    }
+    if config.data.split == "official" and not config.data.train_images:
+        results |= {"split_seed": None, "split_seed_reason": "the official split is not drawn"}
+    if results["model"]["name"] is None:
+        results["model"]["name_reason"] = "none of the paper's configurations"
+    if parameters is None:
+        results["model"]["parameters_reason"] = f"stage train: {workdir.why_redo('train')}"
+    for section, stage in (
+        ("train", "train"),
+        ("encode", "encode"),
+        ("retrieval", "retrieve"),
+        ("baselines", "retrieve"),
+        ("feedback", "feedback"),
+    ):
+        if results[section] is None:
+            results[f"{section}_reason"] = f"stage {stage}: {workdir.why_redo(stage)}"
+    return results
+
+
+def _per_query(job: Job, workdir: WorkDir, found: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Every query's figures, so that any two runs can be compared in pairs."""
+    arrays = {"query_index": job.queries, "query_label": job.dataset.labels[job.queries]}
+    retrieved = read_npz(workdir / RETRIEVAL_FILE)
+    arrays |= {f"retrieval/{key}": retrieved[key] for key in retrieved if key != "top"}
+    for learner in found["feedback"] or {}:
+        simulation = read_npz(workdir / FEEDBACK_FOLDER / f"{learner}.npz")
+        arrays["feedback/query"] = simulation["query"]
+        for key in ("ap", "residual_ap", "baseline_residual_ap", "residual_precision"):
+            arrays[f"feedback/{learner}/{key}"] = simulation[key]
+    return arrays
+
+
+def _drawings(
+    job: Job, workdir: WorkDir, found: dict[str, Any]
+) -> dict[str, Callable[[Path], None]]:
+    """The figures that the finished stages allow: name -> function that draws it to a path."""
+    drawings: dict[str, Callable[[Path], None]] = {}
+    if found["train"]:
+        lines = read_metrics(workdir / METRICS_FILE)
+        pairs = read_npz(workdir / RECONSTRUCTIONS_FILE)
+        drawings["loss"] = partial(figures.loss_curve, lines=lines, losses=found["train"])
+        drawings["reconstructions"] = partial(
+            figures.reconstructions, images=pairs["image"], reconstructed=pairs["reconstruction"]
+        )
+    learners = found["feedback"] or {}
+    if learners:
+        drawings["map_over_rounds"] = partial(figures.map_over_rounds, learners=learners)
+    if found["retrieve"]:
+        drawings["retrieval"] = partial(_draw_sheet, job=job, workdir=workdir, learners=learners)
+    return drawings
+
+
+def _draw_sheet(path: Path, job: Job, workdir: WorkDir, learners: dict[str, Any]) -> None:
+    """Of the learner asked for; without its feedback only the first retrieval."""
+    shown = job.shown_queries()
+    learner = job.config.report.learner
+    if learner in learners:
+        simulation = read_npz(workdir / FEEDBACK_FOLDER / f"{learner}.npz")
+        top = simulation["top"][np.searchsorted(simulation["query"], shown)]
+        title = f"First images before and after feedback ({learner}); relevant ones framed"
+    else:
+        top = read_npz(workdir / RETRIEVAL_FILE)["top"][shown][:, None]
+        title = "First images by Euclidean distance; relevant ones framed"
+    labels = job.dataset.labels
+    queries = job.queries[shown]
+    positions = job.database[top]
+    figures.retrieval_sheet(
+        path,
+        job.dataset.images[queries],
+        [job.dataset.class_names[label] for label in labels[queries]],
+        [[job.dataset.images[row] for row in rounds] for rounds in positions],
+        [
+            [labels[row] == labels[query] for row in rounds]
+            for query, rounds in zip(queries, positions, strict=True)
+        ],
+        title,
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and flags that figures depend on."""
+    devices = jax.devices()
+    installed = {str(d.metadata["Name"]).lower(): d.version for d in metadata.distributions()}
+    return {
+        "python": platform.python_version(),
+        "packages": {name: installed[name] for name in _PACKAGES if name in installed},
+        "system": f"{platform.system()} {platform.machine()}",
+        "processors": os.cpu_count(),
+        "backend": jax.default_backend(),
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "processes": distributed.processes(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }
+
+
+def commit() -> dict[str, Any]:
+    """`{"commit": ...}` of the code that runs, with "-dirty" if it was changed since."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "commit_reason": "not run from a git checkout"}
+    return {"commit": described.stdout.strip()}
+
+
+def table(results: dict[str, Any]) -> str:
+    """The main figures of `results.json` for a terminal."""
+    lines = []
+    dataset, model, training = (results[key] for key in ("dataset", "model", "train"))
+    lines.append(
+        f"{dataset['name']}: {dataset['queries']:,} queries in {dataset['database']:,} images "
+        f"({dataset['split']} split)"
+    )
+    if training:
+        lines.append(
+            f"{model['name'] or 'net'} depth {model['depth']} width {model['width']}: "
+            f"loss {_number(training['loss'])} (mean image {_number(training['constant_loss'])}, "
+            f"PCA {_number(training['pca_loss'])}, other codes "
+            f"{_number(training['code_shuffled_loss'])}), "
+            f"{training['images_per_second']:,.0f} images/s"
+        )
+    if results["retrieval"]:
+        maps = {"codes": results["retrieval"]} | results["baselines"]
+        lines += ["", f"{'first retrieval':<16}{'mAP':>8}   95 % interval"]
+        lines += [
+            f"{name:<16}{_number(entry['map']):>8}   {_interval(entry.get('map_ci95'))}".rstrip()
+            for name, entry in maps.items()
+        ]
+    if results["feedback"]:
+        rounds = range(len(next(iter(results["feedback"].values()))["rounds"]))
+        lines += ["", f"{'full mAP':<16}" + "".join(f"{f'round {n}':>10}" for n in rounds)]
+        for key, heading in (("map", None), ("residual_map", "residual mAP")):
+            lines += [heading] if heading else []
+            for learner, entry in results["feedback"].items():
+                values = (_number(r[key]) for r in entry["rounds"])
+                lines.append(f"{learner:<16}" + "".join(f"{v:>10}" for v in values))
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _interval(interval: list[float] | None) -> str:
+    return "" if interval is None else "{:.4f} - {:.4f}".format(*interval)

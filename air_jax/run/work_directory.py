@@ -1,0 +1,266 @@
+"""What a work directory holds, and whether it still is what the config says.
+
+Each stage, when it is done, leaves a record `stages/<stage>.json`: the config keys and the records
+before it that it was made from (as a fingerprint), its files with their checksums, and its result.
+A stage is done again when any of these no longer agree.
+"""
+
+import contextlib
+import datetime
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from air_jax.runtime import distributed
+from air_jax.runtime.atomic_files import (
+    hash_of,
+    locked,
+    read_checked_json,
+    sha256_of,
+    write_checked_json,
+    write_json,
+    write_npz,
+)
+
+CONFIG_FILE = "config.json"
+LOCK_FILE = "lock"
+MODEL_FILE = "model.json"
+METRICS_FILE = "metrics.jsonl"
+GRADIENTS_FILE = "gradients.jsonl"
+CHECKPOINTS = "checkpoints"
+PROFILE = "profile"
+CODES_FILE = "codes.npz"
+RECONSTRUCTIONS_FILE = "reconstructions.npz"
+RETRIEVAL_FILE = "retrieval.npz"
+FEEDBACK_FOLDER = "feedback"
+RESULTS_FILE = "results.json"
+PER_QUERY_FILE = "per_query.npz"
+FIGURES_FOLDER = "figures"
+
+STAGES = ("train", "encode", "retrieve", "feedback", "report")
+
+# What each stage is made from: sections or keys of the config, and what earlier stages left.
+_SECTIONS = {
+    "train": ("seed", "data", "model", "train"),
+    "encode": ("encode",),
+    "retrieve": ("retrieval",),
+    "feedback": ("feedback", "retrieval.metric"),
+    "report": ("report",),
+}
+_READS = {
+    "train": (),
+    "encode": ("train",),
+    "retrieve": ("encode",),
+    "feedback": ("encode",),
+    "report": ("train", "encode", "retrieve", "feedback"),
+}
+# Where the data lies and how it travels does not change what is computed from it, nor how the
+# computation is cut into calls.
+_WITHOUT_EFFECT = ("data.dir", "data.loader", "train.steps_per_call", "train.remat")
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Dotted names -> values that JSON keeps: `{"train.batch": 160, ...}`."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
+        else:
+            flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def all_needs(stage: str) -> tuple[str, ...]:
+    """The stages without which one cannot be done; the report takes those that there are."""
+    if stage == "report":
+        return ()
+    return tuple(s for earlier in _READS[stage] for s in (*all_needs(earlier), earlier))
+
+
+def config_hash(config: ml_collections.ConfigDict) -> str:
+    """SHA-256 of all the config's keys and values."""
+    return hash_of(flatten(config))
+
+
+def stage_keys(config: ml_collections.ConfigDict, stage: str) -> dict[str, Any]:
+    """The keys of the config that change what a stage computes itself."""
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if {key, key.split(".")[0]} & {*_SECTIONS[stage]} and key not in _WITHOUT_EFFECT
+    }
+
+
+class WorkDir:
+    """A run's folder.
+
+    Args:
+        path: of the folder; need not exist.
+        config: the run's.
+        data_fingerprint: of the data set that it is run on.
+    """
+
+    def __init__(self, path: Path, config: ml_collections.ConfigDict, data_fingerprint: str):
+        self.path = path
+        self.config = config
+        self.data_fingerprint = data_fingerprint
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def exists(self) -> bool:
+        """Whether there is a run in the folder; ValueError if there is something else."""
+        if not self.path.exists():
+            return False
+        if not self.path.is_dir():
+            raise ValueError(f"--workdir={self.path} is a file; expected a folder")
+        found = sorted(p.name for p in self.path.iterdir() if p.name != LOCK_FILE)
+        if found and CONFIG_FILE not in found:
+            raise ValueError(
+                f"--workdir={self.path} holds {found[0]!r} but no {CONFIG_FILE}: it is no run "
+                "of air_jax. Give another folder."
+            )
+        return bool(found)
+
+    def check(self) -> None:
+        """Raise ValueError if the folder holds something else than a run of the same training.
+
+        Changed keys of data, model or training are named; keys of later stages may change.
+        """
+        if not self.exists():
+            return
+        try:
+            before = dict(read_checked_json(self / CONFIG_FILE)["training"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{self / CONFIG_FILE} does not tell what the run is of ({error}). Give another "
+                "--workdir, or --overwrite to start anew (the old one is kept aside)."
+            ) from error
+        if changed := _changes(before, self._training()):
+            raise ValueError(
+                f"--workdir={self.path} holds a run of another training:\n  "
+                + "\n  ".join(changed)
+                + "\nGive another --workdir, or --overwrite to start anew (the old one is kept "
+                "aside)."
+            )
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the folder, keep other runs out of it, and write down the config.
+
+        Of several processes the first does, and has before any other goes on.
+
+        Raises:
+            ValueError: the folder cannot be made, or another run works in it.
+        """
+        with contextlib.ExitStack() as stack:
+            if distributed.is_first():
+                try:
+                    self.path.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(locked(self / LOCK_FILE, f"--workdir={self.path}"))
+                except OSError as error:
+                    raise ValueError(
+                        f"--workdir={self.path} cannot be made or written to: {error.strerror}"
+                    ) from error
+                write_checked_json(
+                    self / CONFIG_FILE,
+                    {"training": self._training(), "config": flatten(self.config)},
+                )
+            distributed.barrier()
+            yield
+
+    def write_npz(self, name: str, **arrays: np.ndarray) -> None:
+        """Write an `.npz` file in the folder; of several processes the first does."""
+        if distributed.is_first():
+            write_npz(self / name, **arrays)
+
+    def set_aside(self) -> Path | None:
+        """Rename the folder, if there is a run in it; returns its new path."""
+        if not self.exists():
+            return None
+        now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+        aside = self.path.with_name(f"{self.path.name}.old-{now}")
+        self.path.rename(aside)
+        return aside
+
+    def why_redo(self, stage: str) -> str | None:
+        """Why a stage has to be done, in words for the user; None if what is there is current."""
+        record = self._record(stage)
+        if record is None:
+            return "not done yet"
+        if record["fingerprint"] != self.fingerprint(stage):
+            changed = _changes(record["config"], stage_keys(self.config, stage))
+            return "; ".join(changed) or "made from an earlier state of the stages before it"
+        for name, checksum in record["files"].items():
+            path = self / name
+            if not path.exists():
+                return f"{name} is missing"
+            if _checksum(path) != checksum:
+                return f"{name} is damaged: its checksum is not the recorded one"
+        return None
+
+    def finish(self, stage: str, result: dict[str, Any], files: list[str]) -> None:
+        """Record that a stage is done, what it found, and the files or folders it left."""
+        checksums = {name: _checksum(self / name) for name in files}
+        write_json(
+            self._record_path(stage),
+            {
+                "fingerprint": self.fingerprint(stage),
+                "config": stage_keys(self.config, stage),
+                "files": checksums,
+                "result": result,
+                "checksum": hash_of([checksums, result]),
+            },
+        )
+
+    def result(self, stage: str) -> dict[str, Any] | None:
+        """What a finished stage found; None if it is not done, or no longer current."""
+        if self.why_redo(stage):
+            return None
+        record = self._record(stage)
+        return record["result"] if record else None
+
+    def _training(self) -> dict[str, Any]:
+        return stage_keys(self.config, "train") | {"data (SHA-256)": self.data_fingerprint}
+
+    def _record_path(self, stage: str) -> Path:
+        return self / "stages" / f"{stage}.json"
+
+    def _record(self, stage: str) -> dict[str, Any] | None:
+        try:
+            record = json.loads(self._record_path(stage).read_text())
+            whole = record["checksum"] == hash_of([record["files"], record["result"]])
+            whole = whole and isinstance(record["config"], dict)
+        except (OSError, ValueError, KeyError, TypeError):  # absent or damaged
+            return None
+        return record if whole else None
+
+    def fingerprint(self, stage: str) -> str:
+        """Of all that a stage is made from: data, config keys, records of the stages before it."""
+        made_from = [self.state(earlier) for earlier in _READS[stage]]
+        return hash_of([self.data_fingerprint, stage_keys(self.config, stage), made_from])
+
+    def state(self, stage: str) -> str | None:
+        """A hash of a stage's record; None if it is not done, or no longer current."""
+        return None if self.why_redo(stage) else hash_of(self._record(stage))
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The keys whose values differ, with both values, in words."""
+    return [
+        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _checksum(path: Path) -> str:
+    """SHA-256 of a file, or of names and contents of all files in a folder."""
+    if path.is_dir():
+        inner = sorted(p for p in path.rglob("*") if p.is_file())
+        return hash_of([[p.relative_to(path).as_posix(), _checksum(p)] for p in inner])
+    return sha256_of(path)

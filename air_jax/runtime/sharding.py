@@ -1,0 +1,98 @@
+"""The mesh, and the shardings that everything uses: whole on every device, or split over them.
+
+A mesh may span several processes: `put` and `put_share` are the ways in, for either case.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from air_jax.runtime import distributed
+
+
+def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
+    """A one-dimensional mesh ("data",) over the given devices, by default all of all processes.
+
+    Devices of a process are neighbours, so that its share of a batch is one piece.
+    """
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def local(mesh: Mesh) -> Mesh:
+    """The part of a mesh that is this process's own."""
+    own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    return mesh if len(own) == mesh.size else make_mesh(own)
+
+
+def put(tree: Any, sharding: NamedSharding) -> Any:
+    """A pytree of arrays on the devices of a mesh.
+
+    Args:
+        tree: every process has the same values in it.
+        sharding: of every leaf.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put_leaf(leaf: Any) -> jax.Array:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = put_leaf(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        values = np.asarray(leaf)
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return jax.tree.map(put_leaf, tree)
+
+
+def put_share(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array of which each process has the part for its own devices, equal in size.
+
+    Args:
+        rows: this process's part along the axis that is split.
+        sharding: splits one axis.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(rows, sharding)
+    axis = sharding.spec.index("data")
+    shape = (
+        *rows.shape[:axis],
+        rows.shape[axis] * distributed.processes(),
+        *rows.shape[axis + 1 :],
+    )
+    return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+
+def on_own_devices(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that are whole on every device, as arrays on this process's part of the mesh."""
+    own = replicated(local(mesh))
+    return jax.tree.map(
+        lambda leaf: (
+            leaf if leaf.is_fully_addressable else jax.device_put(leaf.addressable_data(0), own)
+        ),
+        tree,
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A copy on every device: parameters, data sets."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """The first axis split over the devices: batches."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def by_columns(mesh: Mesh) -> NamedSharding:
+    """The second axis split over the devices: batches of several nets trained together."""
+    return NamedSharding(mesh, PartitionSpec(None, "data"))
+
+
+def of_steps(sharding: NamedSharding) -> NamedSharding:
+    """The same with an axis for several steps before it, which is not split."""
+    return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))

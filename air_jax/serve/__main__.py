@@ -1,0 +1,147 @@
+"""Opens the page on an index: `python -m air_jax.serve --index=INDEX`.
+
+Local by default: only this machine can reach it. `--host=0.0.0.0` opens it to others, who then need
+the token in the address that is printed. Ctrl-C ends it; sessions are on disk at every moment.
+"""
+
+import datetime
+import ipaddress
+import os
+import secrets
+import socket
+import sys
+import threading
+import webbrowser
+from pathlib import Path
+
+from absl import app, flags, logging
+
+from air_jax.index.decoding import Limits
+from air_jax.index.image_index import ImageIndex
+from air_jax.runtime import command_line
+from air_jax.runtime.progress import say
+
+_INDEX = flags.DEFINE_string("index", None, "folder that air_jax.index made", required=True)
+_HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on; 0.0.0.0: all")
+_PORT = flags.DEFINE_integer("port", 8000, "0: any that is free", 0, 65535)
+_TOKEN = flags.DEFINE_string(
+    "token", "", "what visitors have to know; default: a new one if needed"
+)
+_OPEN = flags.DEFINE_boolean("open", False, "open the page in the browser")
+_MEGABYTES = flags.DEFINE_integer("upload_megabytes", 20, "largest file to upload", 1, 1000)
+_MEGAPIXELS = flags.DEFINE_integer("upload_megapixels", 50, "largest image to upload", 1, 1000)
+
+SESSIONS_FILE = "sessions.sqlite"
+TOKEN_VARIABLE = "AIR_JAX_TOKEN"
+LOCAL = ("127.0.0.1", "::1", "localhost")
+UPLOADS_KEPT = datetime.timedelta(days=1)  # of no session
+# A learner compiled in a tenth of a second is worth keeping: a person waits for it.
+SHORTEST_KEPT_COMPILATION = 0.1
+
+
+def main(_: list[str]) -> int:
+    logging.set_verbosity(logging.WARNING)
+    return command_line.guard(_run, Path(_INDEX.value))
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _run() -> None:
+    try:
+        import fastapi  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise ValueError(f"{error}; the page needs: pip install 'air_jax[app]'") from error
+    import jax
+
+    from air_jax.serve.api import UPLOADS, Service, make_app
+    from air_jax.serve.index_updates import Following
+    from air_jax.serve.security import Bounds, Protection
+    from air_jax.serve.session_store import SessionStore
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_KEPT_COMPILATION)
+    command_line.keep_compilations()
+    index = ImageIndex(Path(_INDEX.value))
+    store = SessionStore(index.path / SESSIONS_FILE)
+    yesterday = datetime.datetime.now(datetime.UTC) - UPLOADS_KEPT
+    store.delete_unused_uploads(yesterday.isoformat(timespec="milliseconds"))
+    limits = Limits(bytes=_MEGABYTES.value * 10**6, pixels=_MEGAPIXELS.value * 10**6)
+    service = Service(index, store, limits)
+
+    def reopen() -> Service:
+        newer = Service(ImageIndex(index.path), store, limits)
+        _warm_up(newer)
+        return newer
+
+    following = Following(service, reopen)
+    local = is_local(_HOST.value)
+    token = _TOKEN.value or os.environ.get(TOKEN_VARIABLE) or None
+    if token is None and not local:
+        token = secrets.token_urlsafe(24)
+    protected = Protection(
+        make_app(lambda: following.service),
+        hosts=(*LOCAL, _HOST.value),
+        token=token,
+        upload_path=UPLOADS,
+        bounds=Bounds(upload_bytes=limits.bytes),
+    )
+    listening = _listen(_HOST.value, _PORT.value)
+    port = listening.getsockname()[1]
+    name = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
+    address = f"http://{name}:{port}/" + (f"?token={token}" if token else "")
+    say(f"{index.about['size']:,} images of {index.path}; Ctrl-C ends it")
+    say(f"open {address}")
+    if not local:
+        say("whoever has this address sees the images; traffic is not encrypted")
+    threading.Thread(target=_warm_up, args=[service], daemon=True).start()
+    following.start()
+    if _OPEN.value:
+        webbrowser.open(address)
+    config = uvicorn.Config(
+        protected, log_level="warning", timeout_keep_alive=30, server_header=False,
+        timeout_graceful_shutdown=5,
+    )  # fmt: skip
+    uvicorn.Server(config).run([listening])
+    following.end()
+    store.close()
+    say("ended")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket that listens before anything is said: a port in use is an error in one line."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen()  # whoever opens the address that is printed next, waits
+    except OSError as error:
+        listening.close()
+        raise ValueError(f"--host={host} --port={port}: {error.strerror}") from error
+    listening.set_inheritable(True)
+    return listening
+
+
+def _warm_up(service: object) -> None:
+    """Compile what the first rounds take, before someone waits for it."""
+    import numpy as np
+
+    from air_jax.feedback.engine import DEFAULT_LEARNER
+
+    engine = service.searcher.engine  # type: ignore[attr-defined]
+    store = engine.store
+    query, count = store.get(np.int64(0)), min(60, len(store))
+    engine.first(query, count)
+    some = np.arange(min(4, len(store)))
+    none = np.zeros((0, store.dimension), np.float32)
+    engine.next_round(DEFAULT_LEARNER, query, none, some, some % 2 == 0, count)
+
+
+if __name__ == "__main__":
+    sys.exit(app.run(main))

@@ -1,0 +1,170 @@
+"""The rounds of a session in an index: what `serve` shows and `replay` repeats."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from air_jax.feedback.engine import Engine, Found
+from air_jax.index.image_index import ImageIndex
+from air_jax.search.code_store import CodeStore
+from air_jax.search.stored_space import StoredCodes
+from air_jax.serve.sessions import Round, Session
+
+MOST_SHOWN = 1000
+CodeOf = Callable[[str], np.ndarray]
+
+
+class Searcher:
+    """Finds the images of rounds; safe to use from several threads, one search at a time.
+
+    Args:
+        index: opened.
+    """
+
+    def __init__(self, index: ImageIndex):
+        self.index = index
+        self.engine = Engine(index.store)
+        # A search uses all cores: two at once would each take twice as long.
+        self._one_at_a_time = threading.Lock()
+
+    @property
+    def store(self) -> CodeStore | StoredCodes:
+        return self.index.store
+
+    def first_round(self, session: Session, code_of: CodeOf, count: int) -> Round:
+        """Round 0: random images, or those nearest to the query, without its own images.
+
+        Args:
+            session: with images or uploads, or random.
+            code_of: the code [D] of an upload's token.
+            count: images wanted; fewer if the index has no more.
+
+        Raises:
+            ValueError: count is out of range, or an image of the query is not in the index.
+        """
+        settings = {"learner": None, "show": "best", "hide_judged": True}
+        blank = Round(0, **settings, count=count, seed=session.seed, marks=[], uploads=[],
+                      images=[], scores=[], learnt=True, certain=True, seconds=0.0)  # fmt: skip
+        return self.repeat(session, blank, code_of)
+
+    def next_round(
+        self,
+        session: Session,
+        code_of: CodeOf,
+        *,
+        learner: str,
+        show: str,
+        count: int,
+        hide_judged: bool,
+    ) -> Round:
+        """The round after the one shown, by all marks and examples that count on it.
+
+        Raises:
+            ValueError: unknown names, count out of range, nothing to learn from, or an image of the
+                query that is not in the index.
+        """
+        blank = Round(
+            number=session.current + 1,
+            learner=learner,
+            show=show,
+            count=count,
+            hide_judged=hide_judged,
+            seed=session.seed,
+            marks=[[image, mark.relevant] for image, mark in session.marks_now().items()],
+            uploads=session.uploads_now(),
+            images=[],
+            scores=[],
+            learnt=True,
+            certain=True,
+            seconds=0.0,
+        )
+        return self.repeat(session, blank, code_of)
+
+    def repeat(self, session: Session, made: Round, code_of: CodeOf) -> Round:
+        """A round again, from what it was made from; raises as the methods above."""
+        if not 1 <= made.count <= MOST_SHOWN:
+            raise ValueError(f"count={made.count}: expected from 1 to {MOST_SHOWN}")
+        started = time.perf_counter()
+        if made.number == 0 and session.random:
+            positions = self._random(session.seed, made.count)
+            scores: list[float | None] = [None] * len(positions)
+            learnt = certain = True
+        else:
+            found = self.found(session, made, code_of)
+            positions, scores = found.positions, [float(score) for score in found.scores]
+            learnt, certain = found.learnt, found.certain
+        changes: dict[str, Any] = {
+            "images": self.index.ids[positions].tolist(),
+            "scores": scores,
+            "learnt": learnt,
+            "certain": certain,
+            "seconds": time.perf_counter() - started,
+        }
+        return Round(**(vars(made) | changes))
+
+    def found(self, session: Session, made: Round, code_of: CodeOf) -> Found:
+        """What the engine makes of a round's inputs, with the ranking itself.
+
+        A query of one image is where the ranking starts from. Of several, all are relevant
+        examples. The query's own images are not shown.
+
+        Raises:
+            ValueError: as above; also for a random start, which has no ranking.
+        """
+        own = np.array([self._position(image) for image in session.images], np.int64)
+        tokens = [token for token, added in session.uploads if added == 0]
+        if made.number == 0:
+            if session.random:
+                raise ValueError("a random start has no ranking: mark images, go to a next round")
+            codes = np.concatenate(
+                [self.store.get(own), self._codes(tokens, code_of)], dtype=np.float32
+            )
+            with self._one_at_a_time:
+                return self.engine.first(codes.mean(axis=0), self._count(made.count), own)
+        single = len(own) + len(tokens) == 1
+        query, examples = None, list(made.uploads)
+        if single and tokens:
+            query = code_of(tokens[0])
+            examples.remove(tokens[0])
+        elif single:
+            query = self.store.get(own[0])
+        said = {} if single else {int(position): True for position in own}
+        # An image that has left the index since can teach nothing.
+        for image, relevant in made.marks:
+            position = self.index.position(image)
+            if position is not None:
+                said[position] = relevant
+        hidden = own if made.hide_judged else np.zeros(0, np.int64)
+        with self._one_at_a_time:
+            return self.engine.next_round(
+                str(made.learner),
+                query,
+                self._codes(examples, code_of),
+                np.array(list(said), np.int64),
+                np.array(list(said.values()), bool),
+                self._count(made.count),
+                show=made.show,
+                hide_judged=made.hide_judged,
+                seed=made.seed,
+                hidden=hidden,
+            )
+
+    def _count(self, count: int) -> int:
+        return min(count, len(self.store))
+
+    def _random(self, seed: int, count: int) -> np.ndarray:
+        rng = np.random.default_rng(seed)
+        return rng.choice(len(self.store), self._count(count), replace=False)
+
+    def _codes(self, tokens: list[str], code_of: CodeOf) -> np.ndarray:
+        codes = [code_of(token) for token in tokens]
+        return np.array(codes, np.float32).reshape(len(codes), self.store.dimension)
+
+    def _position(self, image: int) -> int:
+        position = self.index.position(image)
+        if position is None:
+            raise ValueError(f"image {image} of the query is not in the index (any more)")
+        return position

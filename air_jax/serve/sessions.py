@@ -1,0 +1,217 @@
+"""A person's search, step by step: the query, the rounds that were shown, the marks made on each.
+
+Plain data and what can be done to it; what finds the images is `rounds`, what keeps sessions on
+disk is `session_store`. Round 0 is the first retrieval. A mark belongs to the round it was made on,
+so that a person can step back: what was done on later rounds does not count then, and is dropped
+only when a new round takes their place. Everything can be undone, one step at a time.
+"""
+
+import dataclasses
+import datetime
+from typing import Any, NamedTuple
+
+FORMAT = 1
+LONGEST_NAME = 200
+MOST_UNDONE = 500  # steps that are remembered
+
+
+class Mark(NamedTuple):
+    """What a person said about an image.
+
+    Attributes:
+        relevant: or irrelevant.
+        round: the one it was said on.
+    """
+
+    relevant: bool
+    round: int
+
+
+@dataclasses.dataclass
+class Round:
+    """A ranking's first images, and all that it was made from but the query.
+
+    Attributes:
+        number: 0 is the first retrieval.
+        learner: one of `engine.LEARNER_NAMES`; None for round 0.
+        show: "best" or "uncertain".
+        count: images asked for.
+        hide_judged: whether marked images were left out.
+        seed: of what was drawn.
+        marks: [image, relevant] that the learner was given.
+        uploads: examples that it was given.
+        images: what was found, in order.
+        scores: of those; None for random ones.
+        learnt: false where the marks were of one kind only, and the learner needs both.
+        certain: see `engine.Found`.
+        seconds: that the search took.
+    """
+
+    number: int
+    learner: str | None
+    show: str
+    count: int
+    hide_judged: bool
+    seed: int
+    marks: list[list[Any]]
+    uploads: list[str]
+    images: list[int]
+    scores: list[float | None]
+    learnt: bool
+    certain: bool
+    seconds: float
+
+
+@dataclasses.dataclass
+class Session:
+    """One search.
+
+    Attributes:
+        token: its name in URLs.
+        name: for people.
+        created, updated: ISO 8601, UTC.
+        codes: what made the index's codes: `ImageIndex.about["codes"]`.
+        images: of the query, in the index.
+        uploads: examples from outside the index, with the round they were added on.
+        random: the first round is a random choice.
+        seed: of that choice, and of learners that draw.
+        rounds: round r at place r.
+        current: the one shown.
+        marks: by image, of all rounds.
+        undo: how to take back what was done, the last step last.
+    """
+
+    token: str
+    name: str
+    created: str
+    updated: str
+    codes: str
+    images: list[int]
+    uploads: list[list[Any]]
+    random: bool
+    seed: int
+    rounds: list[Round] = dataclasses.field(default_factory=list)
+    current: int = 0
+    marks: dict[int, Mark] = dataclasses.field(default_factory=dict)
+    undo: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def marks_now(self) -> dict[int, Mark]:
+        """The marks that count on the round shown."""
+        return {image: mark for image, mark in self.marks.items() if mark.round <= self.current}
+
+    def uploads_now(self) -> list[str]:
+        """The examples that count on the round shown."""
+        return [upload for upload, added in self.uploads if added <= self.current]
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+
+
+def mark(session: Session, said: dict[int, bool | None]) -> None:
+    """Mark images relevant or not; None takes a mark away."""
+    before = {image: session.marks.get(image) for image in said}
+    for image, relevant in said.items():
+        session.marks.pop(image, None)
+        if relevant is not None:
+            session.marks[image] = Mark(relevant, session.current)
+    if any(before[image] != session.marks.get(image) for image in said):
+        _remember(session, {"kind": "marks", "before": [[k, v] for k, v in before.items()]})
+
+
+def add_uploads(session: Session, uploads: list[str]) -> None:
+    """Further relevant examples, from outside the index."""
+    new = [upload for upload in uploads if upload not in session.uploads_now()]
+    before = [list(upload) for upload in session.uploads]
+    if new:
+        session.uploads += [[upload, session.current] for upload in new]
+        _remember(session, {"kind": "uploads", "before": before})
+
+
+def add_round(session: Session, made: Round) -> None:
+    """Show a new round after the one shown; what was done on later ones is dropped."""
+    kept = session.current + 1
+    _remember(
+        session,
+        {
+            "kind": "round",
+            "current": session.current,
+            "rounds": [dataclasses.asdict(later) for later in session.rounds[kept:]],
+            "marks": [[k, v] for k, v in session.marks.items() if v.round > session.current],
+            "uploads": [upload for upload in session.uploads if upload[1] > session.current],
+        },
+    )
+    session.marks = session.marks_now()
+    session.uploads = [upload for upload in session.uploads if upload[1] <= session.current]
+    session.rounds[kept:] = [made]
+    session.current = made.number
+
+
+def back(session: Session, number: int) -> None:
+    """Show a round again, or one after it that has not been replaced.
+
+    Raises:
+        ValueError: there is no such round.
+    """
+    if not 0 <= number < len(session.rounds):
+        raise ValueError(f"round {number}: expected from 0 to {len(session.rounds) - 1}")
+    if number != session.current:
+        _remember(session, {"kind": "back", "current": session.current})
+        session.current = number
+
+
+def undo(session: Session) -> None:
+    """Take back the last step: marks, an example, a round, or a step back.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not session.undo:
+        raise ValueError("there is nothing to undo")
+    step = session.undo.pop()
+    match step["kind"]:
+        case "marks":
+            for image, before in step["before"]:
+                session.marks.pop(image, None)
+                if before is not None:
+                    session.marks[image] = Mark(*before)
+        case "uploads":
+            session.uploads = step["before"]
+        case "round":
+            session.rounds[session.current :] = [Round(**later) for later in step["rounds"]]
+            session.current = step["current"]
+            session.marks |= {image: Mark(*before) for image, before in step["marks"]}
+            session.uploads += step["uploads"]
+        case "back":
+            session.current = step["current"]
+
+
+def to_json(session: Session) -> dict[str, Any]:
+    """A value that JSON can hold; `from_json` reads it."""
+    held = dataclasses.asdict(session)
+    held["marks"] = [[image, *said] for image, said in session.marks.items()]
+    return {"format": FORMAT} | held
+
+
+def from_json(held: dict[str, Any]) -> Session:
+    """What `to_json` wrote.
+
+    Raises:
+        ValueError: it is of another format, or damaged.
+    """
+    if not isinstance(held, dict) or held.get("format") != FORMAT:
+        found = held.get("format") if isinstance(held, dict) else type(held).__name__
+        raise ValueError(f"a session of format {found!r}; expected {FORMAT}")
+    fields = {field.name for field in dataclasses.fields(Session)}
+    try:
+        session = Session(**{name: held[name] for name in fields})
+        session.rounds = [Round(**made) for made in session.rounds]
+        session.marks = {image: Mark(bool(said), int(on)) for image, said, on in session.marks}
+        session.undo = list(session.undo)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"a damaged session: {error!r}") from error
+    return session
+
+
+def _remember(session: Session, step: dict[str, Any]) -> None:
+    session.undo = [*session.undo, step][-MOST_UNDONE:]

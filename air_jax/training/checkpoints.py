@@ -1,0 +1,166 @@
+"""Training states on disk. The only file that knows Orbax."""
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import jax
+import orbax.checkpoint as ocp
+
+from air_jax.runtime import distributed
+from air_jax.runtime.atomic_files import damage, write_checksums
+from air_jax.runtime.progress import say
+
+DAMAGED = "damaged"
+
+
+class Restored(NamedTuple):
+    """What `save` saved at a step."""
+
+    step: int
+    state: Any
+    info: dict[str, Any]
+
+
+class Checkpoints:
+    """The newest few states of a run, one folder each under `directory`, named by step.
+
+    A folder appears under its name only when it is whole: a process killed while saving leaves
+    the states before it. In it are the checksums of its files, since neither Orbax nor TensorStore
+    notices every flipped byte. All processes of a run call each method alike.
+    """
+
+    def __init__(self, directory: Path, keep: int = 2):
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            # Saved before the next step donates the buffers away (orbax#626).
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,  # of processes that were killed while saving
+        )
+        self.directory = directory
+        self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The step of the newest state; None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
+        """Save a pytree of arrays and a small dictionary that JSON can hold.
+
+        Raises:
+            OSError: it cannot be written; those before it are as they were.
+        """
+        folder = self.directory / str(step)
+        try:
+            with _without_tracebacks():
+                self._manager.save(
+                    step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(state), info=ocp.args.JsonSave(info)
+                    ),
+                )
+            if distributed.is_first():
+                write_checksums(folder, (path for path in folder.rglob("*") if path.is_file()))
+        except Exception as error:  # Orbax, TensorStore and the file system raise their own
+            raise OSError(f"checkpoint {folder} cannot be written ({_in_short(error)})") from error
+
+    def restore(self, step: int, like: Any) -> Restored:
+        """Load what `save` saved.
+
+        Args:
+            step: which.
+            like: a pytree of arrays, or of `jax.ShapeDtypeStruct` with shardings, whose
+                structure, shapes, dtypes and shardings the state gets.
+
+        Raises:
+            ValueError: the folder is damaged or holds another net; the message names it.
+        """
+        folder = self.directory / str(step)
+        # One without checksums is taken as it is: Orbax made it whole before they were written.
+        if found := distributed.from_first(lambda: damage(folder)):
+            raise ValueError(f"checkpoint {folder} is damaged: {found}")
+
+        def abstract(leaf: jax.Array) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(jax.tree.map(abstract, like)),
+                    info=ocp.args.JsonRestore(),
+                ),
+            )
+        except Exception as error:
+            raise ValueError(f"checkpoint {folder} cannot be read ({_in_short(error)})") from error
+        return Restored(step, restored["state"], restored["info"])
+
+    def restore_newest(self, like: Any) -> Restored | None:
+        """Load the newest state that is whole, after saying which ones are not; None without any.
+
+        Damaged ones go to the folder `damaged`, so that their steps can be saved again.
+
+        Raises:
+            ValueError: all are damaged, or they hold another net.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        errors = []
+        for step in steps:
+            try:
+                restored = self.restore(step, like)
+            except ValueError as error:
+                errors.append(error)
+                continue
+            for damaged, error in zip(steps, errors, strict=False):
+                say(f"{error}; going on from the one of step {step:,} before it")
+                self._set_aside(damaged)
+            return restored
+        if errors:
+            raise ValueError(
+                f"{errors[0]}, and no other checkpoint is whole. Start anew with --overwrite; "
+                "the old run is kept aside."
+            )
+        return None
+
+    def _set_aside(self, step: int) -> None:
+        if distributed.is_first():
+            aside = self.directory / DAMAGED
+            aside.mkdir(exist_ok=True)
+            number = len(list(aside.iterdir()))
+            (self.directory / str(step)).rename(aside / f"{step}-{number}")
+        distributed.barrier()
+        self._manager.reload()
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keep Orbax from logging the error that it then raises.
+
+    After an error for good: several threads of it log theirs, some later.
+    """
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)
+
+
+def _in_short(error: Exception) -> str:
+    text = str(error).partition("\n")[0]
+    if len(text) > 200:  # TensorStore tells where first, and why last
+        text = f"{text[:100]} … {text[-100:]}"
+    return f"{type(error).__name__}: {text}"
+
+
+def newest_step(directory: Path) -> int | None:
+    """The step of the newest state in a folder of `Checkpoints`; None if there is none."""
+    steps = [int(path.name) for path in directory.glob("*") if path.name.isdigit()]
+    return max(steps, default=None)

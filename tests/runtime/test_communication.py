@@ -1,0 +1,192 @@
+"""What programs send, against programs whose collectives are known in closed form."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from air_jax.models import autoencoder
+from air_jax.runtime import sharding
+from air_jax.search import sharded_search
+from air_jax.training import loop, sgd
+from benchmarks import communication
+from benchmarks.communication import Collective
+
+WHOLE = PartitionSpec()
+
+
+def found(function, in_specs, out_specs, *shapes):
+    """The collectives of `function` under shard_map on a mesh of 2 x 4 devices."""
+    axes = (AxisType.Auto, AxisType.Auto)
+    mesh = jax.make_mesh((2, 4), ("host", "chip"), axis_types=axes)
+    mapped = jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+    compiled = jax.jit(mapped).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))
+    return communication.collectives(compiled.compile().as_text())
+
+
+def psum(x):
+    return jax.lax.psum(x, "chip")
+
+
+@pytest.mark.parametrize(("axes", "devices"), [("host", 2), ("chip", 4), (("host", "chip"), 8)])
+def test_a_sum_over_a_mesh_axis_is_an_all_reduce_among_the_devices_along_it(axes, devices):
+    each = found(lambda x: jax.lax.psum(x, axes), WHOLE, WHOLE, (10, 3))
+    assert each == [Collective("all-reduce", 1, 10 * 3 * 4, 1, devices)]
+    assert each[0].sent_bytes == pytest.approx(2 * (devices - 1) / devices * 120)
+
+
+def test_gathering_scattering_exchanging_and_permuting_send_what_they_must():
+    chip = PartitionSpec("chip")
+    gathered = found(lambda x: jax.lax.all_gather(x, "chip", tiled=True), chip, WHOLE, (16, 3))
+    assert gathered == [Collective("all-gather", 1, 16 * 3 * 4, 1, 4)]
+    assert gathered[0].sent_bytes == 3 * 4 * 3 * 4  # its 4 rows, to three others
+    scattered = found(lambda x: jax.lax.psum_scatter(x, "chip", tiled=True), WHOLE, chip, (16, 3))
+    assert [(each.kind, each.payload_bytes) for each in scattered] == [("reduce-scatter", 192)]
+    assert scattered[0].sent_bytes == 144
+    exchanged = found(
+        lambda x: jax.lax.all_to_all(x, "chip", 0, 0, tiled=True), chip, chip, (16, 3)
+    )
+    assert [(each.kind, each.payload_bytes) for each in exchanged] == [("all-to-all", 48)]
+    assert exchanged[0].sent_bytes == 36  # three of its four rows
+    permuted = found(lambda x: jax.lax.ppermute(x, "chip", [(0, 1), (1, 2)]), chip, chip, (16, 3))
+    assert [(each.kind, each.sent_bytes) for each in permuted] == [("collective-permute", 48)]
+
+
+def test_collectives_of_a_loop_count_as_often_as_it_turns():
+    def looped(x):
+        return jax.lax.fori_loop(0, 7, lambda i, y: psum(y * i), x)
+
+    def nested(x):
+        return jax.lax.scan(lambda y, _: (looped(y), None), x, length=3)[0]
+
+    assert [each.calls for each in found(looped, WHOLE, WHOLE, (8,))] == [7]
+    assert communication.totals(found(nested, WHOLE, WHOLE, (8,))) == {
+        "calls": 21,
+        "payload_bytes": 21 * 32,
+        "sent_bytes": 21 * 48,
+    }
+
+
+def test_a_loop_of_unknown_length_has_no_totals():
+    def looped(x):
+        return jax.lax.while_loop(lambda y: y.sum() < 9, psum, x)
+
+    each = found(looped, WHOLE, WHOLE, (8,))
+    assert {one.calls for one in each} == {None}
+    with pytest.raises(ValueError, match="all-reduce.*does not tell"):
+        communication.totals(each)
+
+
+def test_among_groups_of_one_device_nothing_is_sent():
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    mapped = jax.shard_map(
+        lambda x: jax.lax.psum(x, "data"), mesh=mesh, in_specs=WHOLE, out_specs=WHOLE
+    )
+    text = jax.jit(mapped).lower(jnp.ones(8)).compile().as_text()
+    assert communication.collectives(text) == []
+    assert communication.totals([])["sent_bytes"] == 0
+
+
+ASYNCHRONOUS = """HloModule jit_f, num_partitions=8, replica_count=1
+
+%sum (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %c = f32[] add(%a, %b), metadata={op_name="all-reduce(%a), body=%sum {"}
+}
+
+%wrapped (p: f32[8]) -> f32[2] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %s = f32[2]{0} reduce-scatter(%p), replica_groups=[2,4]<=[8], to_apply=%sum
+}
+
+ENTRY %main (x: f32[8], y: bf16[4,2]) -> f32[8] {
+  %x = f32[8]{0:T(256)} parameter(0)
+  %y = bf16[4,2]{1,0:T(8,128)(2,1)} parameter(1)
+  %r = (f32[8]{0}, /*index=1*/bf16[4,2]{1,0:T(8,128)(2,1)}) all-reduce-start(%x), replica_groups={}
+  %d = (f32[8]{0}, bf16[4,2]{1,0}) all-reduce-done(%r)
+  %g = (f32[8]{0}, f32[16]{0}) all-gather-start(%x), replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  %h = f32[16]{0} all-gather-done(%g)
+  %q = (f32[8]{0}, f32[8]{0}, u32[]) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}
+  %o = f32[8]{0} collective-permute-done(%q)
+  %t = ((f32[8]{0}), f32[2]{0}, u32[]) async-start(%x), calls=%wrapped
+  %v = f32[2]{0} async-done(%t), calls=%wrapped
+  %k = (f8e4m3fn[8]{0}, pred[3]{0}) all-to-all(%a, %b), replica_groups=mesh['a'=2,'b'=4] {'b'}
+  ROOT %z = f32[8]{0} copy(%o)
+}
+"""
+
+
+def test_a_pair_of_start_and_done_is_one_collective_whatever_the_text_notes_beside_it():
+    # As compilers for GPUs and TPUs write them; none of these runs on a CPU.
+    assert sorted(communication.collectives(ASYNCHRONOUS)) == [
+        Collective("all-gather", 1, 64, 1, 2),
+        Collective("all-reduce", 1, 32 + 16, 2, 8),
+        Collective("all-to-all", 1, 8 + 3, 2, 4),
+        Collective("collective-permute", 1, 32, 1, 2),
+        Collective("reduce-scatter", 1, 32, 1, 4),
+    ]
+
+
+def test_other_text_and_unknown_groups_are_errors():
+    with pytest.raises(ValueError, match="expected the text of optimised HLO"):
+        communication.collectives("module @jit_f {}")
+    unknown = ASYNCHRONOUS.replace("[2,4]<=[8]", "<new>")
+    with pytest.raises(ValueError, match="unknown form: f32\\[2\\].* reduce-scatter"):
+        communication.collectives(unknown)
+
+
+def compiled_step(config, mesh, together=1, **options):
+    half = np.full(3, 0.5, np.float32)
+    net = loop.new_net(config, (8, 8, 3), half, half / 2, mesh)
+    state = sgd.initial_state(net, sgd.make_optimizer(config.train, 10), mesh)
+    if together > 1:
+        state = jax.tree.map(lambda leaf: jnp.stack([leaf] * together), state)
+    phase = sgd.Phase(0, 10, None)
+    compiled, _ = sgd.compile_step(
+        config, net, state, phase, (8, 8, 3), mesh, together=together, **options
+    )
+    text = compiled.as_text()
+    return communication.collectives(text), autoencoder.count_parameters(net.params)
+
+
+def test_a_training_step_sends_its_gradients_and_its_loss_once(small_config, mesh4):
+    each, parameters = compiled_step(small_config, mesh4)
+    assert {one.kind for one in each} == {"all-reduce"}
+    assert communication.totals(each)["payload_bytes"] == 4 * (parameters + 1)
+    assert sum(one.arrays for one in each) <= 2 * small_config.model.depth + 4 + 1
+
+
+def test_several_steps_in_a_call_send_as_much_as_single_ones(small_config, mesh4):
+    each, parameters = compiled_step(small_config, mesh4, steps=5, resident_images=32)
+    assert communication.totals(each)["payload_bytes"] == 5 * 4 * (parameters + 1)
+
+
+def test_nets_trained_together_send_no_maps(small_config, mesh4):
+    each, parameters = compiled_step(small_config, mesh4, together=3)
+    assert {one.kind for one in each} == {"all-reduce"}
+    assert communication.totals(each)["payload_bytes"] == 3 * 4 * (parameters + 1)
+
+
+def test_sharded_search_gathers_what_each_device_found_and_ranks_are_two_sums(mesh4):
+    rows, whole = sharding.by_rows(mesh4), sharding.replicated(mesh4)
+
+    def array(shape, where, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    queries, codes, norms = array((6, 16), whole), array((400, 16), rows), array((400,), rows)
+    program = sharded_search._search_block.lower(queries, codes, norms, k=10, mesh=mesh4)
+    each = communication.collectives(program.compile().as_text())
+    assert each == [Collective("all-gather", 1, 6 * 4 * 10 * 4, 1, 4)] * 2  # values, positions
+    items = array((6, 7), whole, jnp.int32)
+    program = sharded_search._ranks_block.lower(queries, items, codes, norms, mesh=mesh4)
+    each = communication.collectives(program.compile().as_text())
+    assert each == [Collective("all-reduce", 1, 6 * 7 * 4, 1, 4)] * 2

@@ -1,0 +1,124 @@
+"""Requests that have to be refused, by raw ASGI calls."""
+
+import asyncio
+import json
+
+import pytest
+
+from air_jax.serve.security import COOKIE, HEADERS, Bounds, Protection
+
+BOUNDS = Bounds(upload_bytes=100, body_bytes=10, body_seconds=0.2, answer_seconds=0.2)
+HOST = {"host": "localhost:8000"}
+
+
+async def echo(scope, receive, send):
+    """Answers with the body it was given; `/slow` never does."""
+    message = await receive()
+    if scope["path"] == "/slow":
+        await asyncio.sleep(60)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": message["body"]})
+
+
+def request(
+    method="GET", path="/api/index", headers=HOST, body=(b"",), query=b"", token=None, wait=0.0
+):
+    """Status, headers and body of one request; `body` comes in parts."""
+    guard = Protection(echo, ("localhost", "127.0.0.1"), token, "/api/uploads", BOUNDS)
+    parts = list(body)
+    sent = []
+
+    async def receive():
+        await asyncio.sleep(wait)
+        part = parts.pop(0)
+        return {"type": "http.request", "body": part, "more_body": bool(parts)}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": method,
+        "path": path,
+        "scheme": "http",
+        "query_string": query,
+        "headers": [(key.encode(), value.encode()) for key, value in headers.items()],
+    }
+    asyncio.run(guard(scope, receive, send))
+    found = {key.decode(): value.decode() for key, value in sent[0]["headers"]}
+    return sent[0]["status"], found, sent[1]["body"]
+
+
+def status(**how):
+    return request(**how)[0]
+
+
+def test_a_request_of_the_page_passes_with_every_header():
+    code, headers, body = request(
+        method="POST",
+        headers=HOST | {"origin": "http://localhost:8000", "sec-fetch-site": "same-origin"},
+        body=(b"12", b"34"),
+    )
+    assert (code, body) == (200, b"1234")
+    assert headers == HEADERS
+    assert "unsafe" not in headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "anything"])
+def test_requests_of_other_sites_are_refused_but_for_opening_the_page(site):
+    headers = HOST | {"sec-fetch-site": site}
+    assert status(headers=headers) == 403
+    opening = headers | {"sec-fetch-mode": "navigate"}
+    assert status(headers=opening) == 403
+    assert status(headers=opening, path="/") == 200
+    assert status(headers=opening, path="/", method="POST") == 403
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://localhost:8000", ""])
+def test_another_origin_is_refused(origin):
+    assert status(method="POST", headers=HOST | {"origin": origin}) == 403
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", ""])
+def test_a_name_that_is_not_this_servers_is_refused(host):
+    assert status(headers={"host": host}) == 421
+
+
+def test_bodies_are_bounded_whether_or_not_they_say_their_length():
+    for path, most in (("/api/index", 10), ("/api/uploads", 100)):
+        fits = (b"x" * most,)
+        assert status(method="POST", path=path, body=fits) == 200
+        assert status(method="POST", path=path, body=(*fits, b"x")) == 413
+        said = HOST | {"content-length": str(most + 1)}
+        assert status(method="POST", path=path, headers=said) == 413
+
+
+def test_a_body_that_does_not_come_is_given_up():
+    assert status(method="POST", body=(b"x",) * 9, wait=0.05) == 408
+
+
+def test_an_answer_that_does_not_come_is_given_up():
+    code, _, body = request(path="/slow")
+    assert code == 503
+    assert "too long" in json.loads(body)["error"]
+
+
+def test_with_a_token_nothing_is_answered_without_it():
+    for headers in (HOST, HOST | {"cookie": f"{COOKIE}=wrong"}, HOST | {"cookie": "é; ;="}):
+        assert status(token="secret", headers=headers) == 401
+        assert status(token="secret", headers=headers, path="/") == 401
+    assert status(token="secret", query=b"token=wrong", path="/") == 401
+    assert status(token="secret", query=b"token=secret") == 401  # only the page's address
+    assert status(token="secret", headers=HOST | {"authorization": "Bearer secret"}) == 200
+    assert status(token="secret", headers=HOST | {"cookie": f"a=b; {COOKIE}=secret"}) == 200
+
+
+def test_the_address_with_the_token_leaves_a_cookie_that_scripts_cannot_read():
+    code, headers, _ = request(token="secret", query=b"token=secret", path="/")
+    assert (code, headers["location"]) == (303, "/")
+    assert headers["set-cookie"] == f"{COOKIE}=secret; HttpOnly; SameSite=Strict; Path=/"
+
+
+def test_a_cookie_does_not_let_another_site_in():
+    headers = HOST | {"cookie": f"{COOKIE}=secret", "origin": "http://evil.example"}
+    assert status(token="secret", method="POST", headers=headers) == 403

@@ -1,0 +1,173 @@
+"""What is kept of sessions, through crashes and beside other threads."""
+
+import random
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from faults import Tried
+
+from air_jax.serve import sessions
+from air_jax.serve.session_store import SessionStore, Upload
+from air_jax.serve.sessions import Round, Session
+
+WRITER = """
+import sys, signal, os
+from pathlib import Path
+from air_jax import sessions
+from air_jax.session_store import SessionStore
+store = SessionStore(Path(sys.argv[1]))
+image = 0
+while True:
+    image += 1
+    with store.change("t") as session:
+        sessions.mark(session, {image: True})
+    print(image, flush=True)
+"""
+
+
+def make_session(token: str = "t") -> Session:
+    made = Round(0, None, "best", 2, True, 0, [], [], [1, 2], [0.1, 0.2], True, True, 0.1)
+    now = sessions.now()
+    return Session(token, f"name of {token}", now, now, "model:1", [1], [], False, 0, [made])
+
+
+@pytest.fixture
+def store(tmp_path):
+    store = SessionStore(tmp_path / "sessions.sqlite")
+    store.add(make_session())
+    yield store
+    store.close()
+
+
+def test_a_session_is_read_as_it_was_written(store):
+    session = make_session("u")
+    store.add(session)
+    again = SessionStore(store.path)
+    assert again.session("u") == session
+    again.close()
+
+
+def test_what_was_said_before_a_kill_is_there_after_it(store):
+    command = [sys.executable, "-c", WRITER, str(store.path)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for _ in range(20):
+        said = int(child.stdout.readline())
+    child.kill()
+    said = max([said, *(int(line) for line in child.stdout.read().split())])
+    child.wait()
+    assert set(range(1, said + 1)) <= set(store.session("t").marks)
+
+
+def test_changes_of_several_threads_are_all_kept(store):
+    def mark(start: int) -> None:
+        for image in range(start, start + 20):
+            with store.change("t") as session:
+                sessions.mark(session, {image: True})
+
+    threads = [threading.Thread(target=mark, args=[1 + 20 * i]) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(store.session("t").marks) == set(range(1, 81))
+
+
+def test_a_change_that_fails_leaves_the_session_as_it_was(store):
+    def fail() -> None:
+        with store.change("t") as session:
+            sessions.mark(session, {7: True})
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert not store.session("t").marks
+
+
+def test_summaries_count_rounds_and_marks_and_begin_with_the_newest(store):
+    store.add(make_session("u"))
+    with store.change("t") as session:
+        sessions.mark(session, {3: True, 4: False, 5: False})
+    found = store.summaries()
+    assert [one["session"] for one in found] == ["t", "u"]
+    counted = {key: found[0][key] for key in ("rounds", "relevant", "irrelevant")}
+    assert counted == {"rounds": 1, "relevant": 1, "irrelevant": 2}
+
+
+def test_what_was_deleted_is_not_there(store):
+    store.delete("t")
+    assert store.summaries() == []
+    for attempt in (store.session, store.delete, store.upload):
+        with pytest.raises(KeyError):
+            attempt("t")
+    with pytest.raises(KeyError), store.change("t"):
+        pass
+
+
+def test_uploads_of_no_session_are_forgotten_and_others_are_not(store):
+    code = np.arange(4, dtype=np.float32)
+    tokens = [store.add_upload(Upload("model:1", 8, 9, code, b"jpeg")) for _ in range(3)]
+    found = store.upload(tokens[0])
+    assert found[:3] == ("model:1", 8, 9)
+    np.testing.assert_array_equal(found.code, code)
+    with store.change("t") as session:
+        sessions.add_uploads(session, tokens[:1])
+    with store.change("t") as session:
+        sessions.add_uploads(session, tokens[1:2])
+    with store.change("t") as session:
+        sessions.undo(session)
+    assert store.delete_unused_uploads("0") == 0
+    assert store.delete_unused_uploads("9999") == 2
+    assert store.upload(tokens[0]).thumbnail == b"jpeg"
+
+
+def test_a_file_that_is_no_database_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "sessions.sqlite"
+    path.write_bytes(b"no database at all" * 100)
+    with pytest.raises(ValueError, match=r"sessions.sqlite cannot be read"):
+        SessionStore(path)
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(1500, marks=pytest.mark.long)])
+def test_a_changed_byte_changes_no_session_unless_with_an_error_that_names_the_file(
+    store, tmp_path, count, faults_tried
+):
+    for token in "uvwxyz":
+        store.add(make_session(token))
+    code = np.arange(4, dtype=np.float32)
+    upload = store.add_upload(Upload("model:1", 3, 4, code, b"jpeg"))
+    store.close()
+    before = {token: make_session(token) for token in "tuvwxyz"}
+    content, draw = store.path.read_bytes(), random.Random(0)
+    path = tmp_path / "damaged" / "sessions.sqlite"
+    same = refused = 0
+    for _ in range(count):
+        shutil.rmtree(path.parent, ignore_errors=True)
+        path.parent.mkdir()
+        place = draw.randrange(len(content))
+        changed = bytes([content[place] ^ draw.randrange(1, 256)])
+        path.write_bytes(content[:place] + changed + content[place + 1 :])
+        try:
+            again = SessionStore(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+            continue
+        try:
+            for token, expected in before.items():
+                found = again.session(token)
+                assert found.images == expected.images
+                assert found.rounds == expected.rounds
+            np.testing.assert_array_equal(again.upload(upload).code, code)
+            again.summaries()
+            same += 1
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+        finally:
+            again.close()
+    faults_tried.add("one byte changed", "sessions of an index", Tried(count, same, refused))
+    assert same + refused == count

@@ -1,0 +1,538 @@
+"""Training: the optimiser's arithmetic, sharding, resuming, and what stops it."""
+
+import contextlib
+import gzip
+import json
+import os
+import shutil
+import signal
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import class_images
+from flax import nnx
+
+from air_jax.data.loaders import epoch_order
+from air_jax.models import autoencoder, encode
+from air_jax.training import loop, sgd
+from air_jax.training.checkpoints import Checkpoints
+from air_jax.training.training_log import NonFiniteError
+
+IMAGES, _ = class_images(80)
+
+
+def leaves(net):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves((net.params, net.stats))]
+
+
+@contextlib.contextmanager
+def stopped_after(last):
+    """A training within it is cut off by an exception after the step `last`."""
+
+    class Stop(Exception):
+        pass
+
+    def add_and_stop(self, step, *args, add=loop.TrainingLog.add):
+        add(self, step, *args)
+        if step >= last:
+            raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.TrainingLog, "add", add_and_stop)
+        with pytest.raises(Stop):
+            yield
+
+
+def assert_bit_equal(net, other):
+    for ours, theirs in zip(leaves(net), leaves(other), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_training_lowers_the_loss_and_logs_every_window(small_config, mesh, tmp_path):
+    small_config.train.epochs = 6
+    result = loop.train(small_config, IMAGES, mesh, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert result.steps == 30
+    assert [line["step"] for line in lines] == list(range(2, 31, 2))
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
+    assert all(line["grad_norm"] > 0 and line["learning_rate"] >= 0 for line in lines)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("corruption", ["none", "noise"])
+def test_a_run_stopped_and_resumed_equals_an_uninterrupted_one(
+    small_config, mesh, tmp_path, norm, corruption
+):
+    small_config.model.norm = norm
+    small_config.train.update(
+        corruption=corruption, corruption_amount=0.0 if corruption == "none" else 0.5
+    )
+    whole = loop.train(small_config, IMAGES, mesh, tmp_path / "whole")
+    with stopped_after(8):
+        loop.train(small_config, IMAGES, mesh, tmp_path / "parts")
+    with Checkpoints(tmp_path / "parts" / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 6
+    resumed = loop.train(small_config, IMAGES, mesh, tmp_path / "parts")
+    assert_bit_equal(whole.net, resumed.net)
+    logs = [
+        [json.loads(line) for line in (tmp_path / d / "metrics.jsonl").read_text().splitlines()]
+        for d in ("whole", "parts")
+    ]
+    assert [(m["step"], m["loss"]) for m in logs[0]] == [(m["step"], m["loss"]) for m in logs[1]]
+
+
+@pytest.mark.parametrize("devices", ["mesh", "mesh4"])
+@pytest.mark.parametrize("corruption", ["none", "noise"])
+def test_several_steps_in_a_call_train_as_one_by_one(
+    small_config, tmp_path, devices, corruption, request
+):
+    mesh = request.getfixturevalue(devices)
+    small_config.train.update(
+        corruption=corruption, corruption_amount=0.0 if corruption == "none" else 0.5
+    )
+    single = loop.train(small_config, IMAGES, mesh, tmp_path / "single")
+    small_config.train.steps_per_call = 4  # ten steps: two calls, and one of two
+    several = loop.train(small_config, IMAGES, mesh, tmp_path / "several")
+    for ours, theirs in zip(leaves(several.net), leaves(single.net), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    for name, figure in (("metrics.jsonl", "loss"), ("gradients.jsonl", "norms")):
+        logs = [
+            [json.loads(line) for line in (tmp_path / d / name).open()]
+            for d in ("single", "several")
+        ]
+        assert [line["step"] for line in logs[0]] == [line["step"] for line in logs[1]]
+        for one, other in zip(*logs, strict=True):
+            assert one[figure] == pytest.approx(other[figure], rel=1e-3)
+
+
+def test_calls_of_several_steps_stopped_and_resumed_equal_uninterrupted_ones(
+    small_config, mesh, tmp_path
+):
+    small_config.train.steps_per_call = 2
+    whole = loop.train(small_config, IMAGES, mesh, tmp_path / "whole")
+    with stopped_after(8):
+        loop.train(small_config, IMAGES, mesh, tmp_path / "parts")
+    with Checkpoints(tmp_path / "parts" / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 6  # checkpoint_steps=3 passed within calls, at 4 and 6
+    assert_bit_equal(whole.net, loop.train(small_config, IMAGES, mesh, tmp_path / "parts").net)
+
+
+def test_seeds_trained_together_take_several_steps_in_a_call(small_config, mesh4, tmp_path):
+    def both(name):
+        directories = {seed: tmp_path / f"{name}{seed}" for seed in (3, 4)}
+        return loop.train_together(small_config, IMAGES, mesh4, directories)
+
+    single = both("single")
+    small_config.train.steps_per_call = 5
+    for ours, theirs in zip(both("several"), single, strict=True):
+        for a, b in zip(leaves(ours.net), leaves(theirs.net), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cpu_does_one_step_in_a_call_and_an_accelerator_an_epoch(small_config, mesh):
+    def devices(platform, memory):
+        device = SimpleNamespace(platform=platform, memory_stats=lambda: {"bytes_limit": memory})
+        return SimpleNamespace(devices=np.array([device]), local_devices=[device])
+
+    small_config.log.checkpoint_steps = 500
+    gpu = devices("gpu", 10**9)
+    assert loop.steps_per_call(small_config, IMAGES, mesh) == 1
+    assert loop.steps_per_call(small_config, IMAGES, gpu) == 80 // 16
+    assert loop.steps_per_call(small_config, IMAGES, devices("gpu", IMAGES.nbytes)) == 1
+    small_config.log.checkpoint_steps = 3
+    assert loop.steps_per_call(small_config, IMAGES, gpu) == 3
+    small_config.train.steps_per_call = 7
+    assert loop.steps_per_call(small_config, IMAGES, mesh) == 7
+
+
+def test_several_steps_in_a_call_of_a_stream_are_an_error(small_config, mesh, tmp_path):
+    small_config.train.steps_per_call = 2
+    small_config.data.loader = "host"
+    with pytest.raises(ValueError, match="steps_per_call=2 needs .* data.loader='host' streams"):
+        loop.train(small_config, IMAGES, mesh, tmp_path)
+
+
+def test_recomputed_activations_train_the_same_net(small_config, mesh, tmp_path):
+    small_config.model.update(depth=10, norm="batch", skip="symmetric")
+    kept = loop.train(small_config, IMAGES, mesh, tmp_path / "kept")
+    small_config.train.remat = True
+    again = loop.train(small_config, IMAGES, mesh, tmp_path / "again")
+    for ours, theirs in zip(leaves(again.net), leaves(kept.net), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_recomputing_activations_keeps_fewer_of_them_for_the_backward_pass(small_config, mesh):
+    """Counted before XLA, which may keep what it was told to compute again (jaxlib 0.10, CPU)."""
+    small_config.model.update(depth=40, pool=False)
+    images, kept = IMAGES[:16] / np.float32(255), {}
+    for remat in (False, True):
+        small_config.train.remat = remat
+        net = loop.new_net(small_config, (8, 8, 3), *loop.channel_statistics(IMAGES), mesh)
+
+        def reconstruct(params, net=net):
+            return nnx.merge(net.graphdef, params, net.stats, copy=True)(images)
+
+        _, backward = jax.vjp(reconstruct, net.params)
+        kept[remat] = sum(leaf.nbytes for leaf in jax.tree.leaves(backward))
+    assert kept[True] < 0.6 * kept[False]
+
+
+def test_greedy_training_moves_one_pair_at_a_time_then_the_whole_net(
+    small_config, mesh, tmp_path, monkeypatch
+):
+    small_config.train.update(schedule="greedy", epochs=6, weight_decay=0.1)
+    small_config.log.checkpoint_steps = 5
+    phases = loop.plan_phases(small_config.train, small_config.model.depth, len(IMAGES))
+    assert phases == [(0, 5, 1), (5, 10, 2), (10, 15, 3), (15, 30, None)]
+    net = loop.new_net(small_config, (8, 8, 3), *loop.channel_statistics(IMAGES), mesh)
+    names = sgd.parameter_names(net.params)
+    saved = {0: leaves(net)}
+
+    def keep(self, step, state, info, save=Checkpoints.save):
+        saved[step] = leaves(state)
+        save(self, step, state, info)
+
+    monkeypatch.setattr(Checkpoints, "save", keep)
+    loop.train(small_config, IMAGES, mesh, tmp_path)
+    for phase in phases:
+        before, after = saved[phase.start], saved[phase.end]
+        moved = {name for name, a, b in zip(names, before, after, strict=True) if (a != b).any()}
+        if phase.pair is None:
+            assert moved == set(names)
+        else:
+            own = autoencoder.pair_parameters(phase.pair, small_config.model.depth)
+            assert moved == {name for name in names if name.startswith(own)}
+
+
+def test_greedy_training_resumed_in_any_phase_equals_an_uninterrupted_one(
+    small_config, mesh, tmp_path
+):
+    small_config.train.update(schedule="greedy", epochs=4)
+    small_config.log.checkpoint_steps = 1
+    whole = loop.train(small_config, IMAGES, mesh, tmp_path / "whole")
+    for checkpoint in (2, 3, 7, 12):  # in a phase, at the end of one, in the last
+        with stopped_after(checkpoint + 1):
+            loop.train(small_config, IMAGES, mesh, tmp_path / "parts")
+    resumed = loop.train(small_config, IMAGES, mesh, tmp_path / "parts")
+    assert_bit_equal(whole.net, resumed.net)
+
+
+def test_greedy_training_with_too_few_steps_for_the_pairs_is_an_error(small_config, mesh, tmp_path):
+    small_config.train.update(schedule="greedy", epochs=1)
+    with pytest.raises(ValueError, match="2 steps .* too few for the 3 pairs"):
+        loop.train(small_config, IMAGES, mesh, tmp_path)
+
+
+@pytest.mark.parametrize("devices", ["mesh", "mesh4"])
+def test_seeds_trained_together_become_what_each_becomes_alone(
+    small_config, tmp_path, devices, request
+):
+    mesh = request.getfixturevalue(devices)
+    small_config.train.update(corruption="noise", corruption_amount=0.5)
+    seeds = (3, 4)
+    alone = []
+    for seed in seeds:
+        small_config.seed = seed
+        alone.append(loop.train(small_config, IMAGES, mesh, tmp_path / f"alone{seed}"))
+    directories = {seed: tmp_path / f"together{seed}" for seed in seeds}
+    together = loop.train_together(small_config, IMAGES, mesh, directories)
+    for ours, theirs, seed in zip(together, alone, seeds, strict=True):
+        for a, b in zip(leaves(ours.net), leaves(theirs.net), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        assert ours.steps == theirs.steps
+        # What is on disk is a run of its own: it is complete, and can be loaded.
+        small_config.seed = seed
+        assert_bit_equal(ours.net, loop.load_net(small_config, directories[seed], mesh))
+        logs = [
+            [line["loss"] for line in map(json.loads, (path / "metrics.jsonl").open())]
+            for path in (directories[seed], tmp_path / f"alone{seed}")
+        ]
+        assert logs[0] == pytest.approx(logs[1], rel=1e-4)
+
+
+def test_seeds_trained_together_go_on_from_their_checkpoints(small_config, mesh, tmp_path):
+    small_config.train.epochs = 2
+    whole = loop.train_together(
+        small_config, IMAGES, mesh, {seed: tmp_path / f"whole{seed}" for seed in (0, 1)}
+    )
+    directories = {seed: tmp_path / f"parts{seed}" for seed in (0, 1)}
+    with stopped_after(8):
+        loop.train_together(small_config, IMAGES, mesh, directories)
+    parts = loop.train_together(small_config, IMAGES, mesh, directories)
+    for ours, theirs in zip(parts, whole, strict=True):
+        assert_bit_equal(ours.net, theirs.net)
+
+
+def test_gradient_norms_by_layer_are_kept_at_the_start_and_after_an_epoch(
+    small_config, mesh, tmp_path
+):
+    loop.train(small_config, IMAGES, mesh, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "gradients.jsonl").open()]
+    assert [line["step"] for line in lines] == [1, 6]
+    # Of the first step, against a gradient taken by hand.
+    mean, std = loop.channel_statistics(IMAGES)
+    net = loop.new_net(small_config, (8, 8, 3), mean, std, mesh)
+    order, _ = jax.random.split(jax.random.key(small_config.seed))
+    batch = jnp.asarray(IMAGES[epoch_order(order, 0, len(IMAGES))[:16]])
+    target = net.standardise(batch)
+
+    def loss(params):
+        model = nnx.merge(net.graphdef, params, net.stats)
+        return jnp.mean((model(target) - target) ** 2)
+
+    grads = jax.grad(loss)(net.params)
+    kernel = grads["encoder"]["convs"][1]["conv"]["kernel"]
+    expected = float(jnp.linalg.norm(kernel[...]))
+    assert lines[0]["norms"]["encoder.convs.1.conv.kernel"] == pytest.approx(expected, rel=1e-4)
+    assert len(lines[0]["norms"]) == len(jax.tree.leaves(grads))
+
+
+def test_steps_are_whole_batches_times_steps_on_each_times_epochs(small_config, mesh, tmp_path):
+    small_config.train.steps_per_batch = 3
+    assert loop.count_steps(small_config.train, 95) == 5 * 3 * 2
+    assert loop.train(small_config, IMAGES, mesh, tmp_path).steps == 30
+
+
+@pytest.mark.parametrize("loader", ["host", "tfdata"])
+def test_every_loader_trains_the_same_parameters(small_config, mesh, tmp_path, loader):
+    small_config.data.loader = "resident"
+    resident = loop.train(small_config, IMAGES, mesh, tmp_path / "resident")
+    small_config.data.loader = loader
+    other = loop.train(small_config, IMAGES, mesh, tmp_path / loader)
+    assert_bit_equal(resident.net, other.net)
+
+
+def test_four_devices_train_as_one_does(small_config, mesh, mesh4, tmp_path):
+    one = loop.train(small_config, IMAGES, mesh, tmp_path / "1")
+    four = loop.train(small_config, IMAGES, mesh4, tmp_path / "4")
+    for ours, theirs in zip(leaves(one.net), leaves(four.net), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loaded_net_is_the_trained_one(small_config, mesh, tmp_path):
+    trained = loop.train(small_config, IMAGES, mesh, tmp_path).net
+    loaded = loop.load_net(small_config, tmp_path, mesh)
+    assert_bit_equal(trained, loaded)
+    np.testing.assert_array_equal(trained.mean, loaded.mean)
+    assert trained.graphdef == loaded.graphdef
+
+
+def test_nothing_to_load_is_an_error(small_config, mesh, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        loop.load_net(small_config, tmp_path, mesh)
+
+
+def test_the_last_state_and_no_earlier_one_is_loaded_when_it_is_asked_for(
+    small_config, mesh, tmp_path
+):
+    result = loop.train(small_config, IMAGES, mesh, tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints" / str(result.steps))
+    loop.load_net(small_config, tmp_path, mesh)
+    with pytest.raises(FileNotFoundError, match="no checkpoint of step 10"):
+        loop.load_net(small_config, tmp_path, mesh, result.steps)
+
+
+def test_a_loss_that_blows_up_stops_training_and_leaves_only_good_checkpoints(
+    small_config, mesh, tmp_path
+):
+    small_config.train.update(
+        learning_rate=1e6, clip_norm=0.0, warmup_steps=0, lr_schedule="constant"
+    )
+    small_config.log.checkpoint_steps = 1
+    with pytest.raises(NonFiniteError, match=r"stopped at step \d+: loss .*lower"):
+        loop.train(small_config, IMAGES, mesh, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        good = checkpoints.latest_step()
+    assert good is not None
+    assert all(
+        np.isfinite(leaf).all() for leaf in leaves(loop.load_net(small_config, tmp_path, mesh))
+    )
+
+
+def test_parameters_that_are_not_finite_are_not_saved(small_config, mesh, tmp_path, monkeypatch):
+    # The loss of a step is that of the parameters before it: here the last update breaks them.
+    def poison(state, *args, real=sgd.train_step, **kwargs):
+        state, metrics = real(state, *args, **kwargs)
+        broken = jax.tree.map(lambda p: jnp.where(state.step == 10, jnp.nan, p), state.params)
+        return state._replace(params=broken), metrics
+
+    monkeypatch.setattr(sgd, "train_step", poison)
+    with pytest.raises(
+        NonFiniteError, match=r"step 10: norm of the parameters nan.*step 9 is good"
+    ):
+        loop.train(small_config, IMAGES, mesh, tmp_path)
+
+
+def test_ctrl_c_saves_the_step_and_the_same_call_goes_on(small_config, mesh, tmp_path, monkeypatch):
+    def press_at_step_4(self, step, *args, add=loop.TrainingLog.add):
+        add(self, step, *args)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    whole = loop.train(small_config, IMAGES, mesh, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.TrainingLog, "add", press_at_step_4)
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(small_config, IMAGES, mesh, tmp_path / "parts")
+    with Checkpoints(tmp_path / "parts" / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 4
+    assert_bit_equal(whole.net, loop.train(small_config, IMAGES, mesh, tmp_path / "parts").net)
+
+
+def test_a_profiled_run_leaves_a_trace_that_perfetto_reads(small_config, mesh, tmp_path):
+    small_config.profile = True
+    small_config.train.epochs = 2
+    loop.train(small_config, IMAGES, mesh, tmp_path)
+    (trace,) = (tmp_path / "profile").rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert any("train_one_step" in event.get("name", "") for event in events)
+
+
+def test_a_whole_run_compiles_its_step_and_its_encoder_once_each(
+    small_config, mesh, tmp_path, caplog
+):
+    jax.clear_caches()
+    images = IMAGES[:77]  # neither an epoch nor the encoding divides into whole batches
+    with jax.log_compiles():
+        net = loop.train(small_config, images, mesh, tmp_path).net
+        encode.encode(net, images, mesh, batch=32, label=None)
+        encode.encode(net, images[:5], mesh, batch=32, label=None)
+    compiled = [record.getMessage() for record in caplog.records]
+    for name in ("train_one_step", "encode_batch"):
+        lines = [x for x in compiled if "Finished XLA compilation" in x and name in x]
+        assert len(lines) == 1, compiled
+
+
+def test_a_finished_run_trains_no_more(small_config, mesh, tmp_path):
+    first = loop.train(small_config, IMAGES, mesh, tmp_path)
+    again = loop.train(small_config, IMAGES, mesh, tmp_path)
+    assert_bit_equal(first.net, again.net)
+
+
+def test_optimiser_is_sgd_with_momentum_decay_and_clipping(small_config):
+    settings = small_config.train
+    settings.update(
+        learning_rate=0.1,
+        momentum=0.9,
+        weight_decay=0.01,
+        clip_norm=1.0,
+        lr_schedule="constant",
+        warmup_steps=0,
+    )
+    optimizer = sgd.make_optimizer(settings, total_steps=10)
+    params = np.array([1.0, -2.0, 3.0])
+    state, velocity, ours = optimizer.init(jnp.asarray(params)), np.zeros(3), jnp.asarray(params)
+    for gradient in np.random.default_rng(0).normal(size=(5, 3)) * 3:
+        updates, state = optimizer.update(jnp.asarray(gradient), state, ours)
+        ours = optax.apply_updates(ours, updates)
+        clipped = gradient * min(1, 1 / np.linalg.norm(gradient))
+        velocity = 0.9 * velocity + clipped + 0.01 * params
+        params = params - 0.1 * velocity
+        np.testing.assert_allclose(ours, params, rtol=1e-5)
+
+
+def test_learning_rate_warms_up_and_falls_as_a_cosine(small_config):
+    settings = small_config.train
+    settings.update(learning_rate=0.2, warmup_steps=10, lr_schedule="cosine")
+    rate = sgd.learning_rate(settings, total_steps=110)
+    assert [float(rate(s)) for s in (0, 4, 9)] == pytest.approx([0.02, 0.1, 0.2 * 1.0])
+    assert float(rate(60)) == pytest.approx(0.1, rel=1e-5)
+    assert float(rate(110)) == pytest.approx(0, abs=1e-7)
+    settings.lr_schedule = "constant"
+    assert float(sgd.learning_rate(settings, 110)(100)) == pytest.approx(0.2)
+
+
+def test_channel_statistics_are_numpys():
+    pixels = IMAGES.astype(np.float64) / 255
+    mean, std = loop.channel_statistics(IMAGES)
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(std, pixels.std(axis=(0, 1, 2)), rtol=1e-5)
+
+
+def test_channel_statistics_of_cifar100_are_the_known_ones(cifar100):
+    mean, std = loop.channel_statistics(cifar100.images[:50_000])
+    np.testing.assert_allclose(mean, (0.50708, 0.48655, 0.44092), atol=1e-5)
+    np.testing.assert_allclose(std, (0.26733, 0.25644, 0.27615), atol=1e-5)
+
+
+def test_a_constant_channel_standardises_to_zero():
+    mean, std = loop.channel_statistics(np.full((4, 8, 8, 1), 7, np.uint8))
+    assert std.tolist() == [1.0]
+    assert mean[0] == pytest.approx(7 / 255)
+
+
+def test_masking_hides_whole_blocks_and_about_the_share_asked_for():
+    images = jnp.ones((200, 32, 32, 3))
+    masked = np.asarray(sgd.corrupt(images, "mask", 0.4, jax.random.key(0)))
+    blocks = masked.reshape(200, 8, 4, 8, 4, 3)
+    assert (blocks == blocks[:, :, :1, :, :1, :1]).all()
+    assert masked.mean() == pytest.approx(0.6, abs=0.02)
+
+
+def test_noise_has_the_deviation_asked_for_and_depends_on_the_key():
+    images = jnp.zeros((50, 32, 32, 3))
+    first, other = (sgd.corrupt(images, "noise", 0.5, jax.random.key(seed)) for seed in (0, 1))
+    assert float(first.std()) == pytest.approx(0.5, rel=0.02)
+    assert (np.asarray(first) != np.asarray(other)).any()
+    assert sgd.corrupt(images, "none", 0.5, jax.random.key(0)) is images
+
+
+def test_the_target_of_denoising_is_the_clean_image(small_config, mesh):
+    net = loop.new_net(small_config, (8, 8, 3), *loop.channel_statistics(IMAGES), mesh)
+    optimizer = optax.sgd(0.0)
+    state = sgd.initial_state(net, optimizer, mesh)
+    batch = jnp.asarray(IMAGES[:16])
+    step = partial(sgd.train_step, net=net, optimizer=optimizer)
+    # Full masking leaves the net nothing to see: its output is the same for every image.
+    _, metrics = step(state, batch, jax.random.key(0), corruption="mask", corruption_amount=1.0)
+    target = net.standardise(batch)
+    constant = net.module()(jnp.zeros_like(target[:1]))
+    expected = float(jnp.mean((constant - target) ** 2))
+    assert float(metrics["loss"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train.batch": 15}, "train.batch=15 does not divide over 4 devices.*is 16"),
+        ({"train.batch": 84}, "train.batch=84 is larger than the training set of 80"),
+        ({"train.batch": 0}, "train.batch=0"),
+        ({"train.epochs": 0}, "train.epochs=0"),
+        ({"train.steps_per_batch": 0}, "train.steps_per_batch=0"),
+        ({"train.steps_per_call": -1}, "train.steps_per_call=-1"),
+        ({"train.learning_rate": 0.0}, "train.learning_rate=0.0"),
+        ({"train.learning_rate": float("nan")}, "train.learning_rate=nan"),
+        ({"train.momentum": 1.0}, "train.momentum=1.0"),
+        ({"train.clip_norm": -1.0}, "train.clip_norm=-1.0"),
+        ({"train.dtype": "float16"}, "train.dtype='float16'"),
+        ({"train.lr_schedule": "step"}, "train.lr_schedule='step'"),
+        ({"train.corruption": "blur"}, "train.corruption='blur'"),
+        ({"train.corruption": "mask", "train.corruption_amount": 1.0}, "below 1"),
+        ({"train.corruption": "mask"}, "both or neither"),
+        ({"train.corruption_amount": 0.5}, "both or neither"),
+        ({"log.every_steps": 0}, "log.every_steps=0"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_what_cannot_be_trained_is_an_error_that_names_the_key(
+    small_config, mesh4, tmp_path, change, message
+):
+    small_config.update_from_flattened_dict(change)
+    with pytest.raises(ValueError, match=message):
+        loop.train(small_config, IMAGES, mesh4, tmp_path)
+
+
+def test_bfloat16_trains_about_as_float32_does(small_config, mesh, tmp_path):
+    small_config.train.epochs = 6
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        small_config.train.dtype = dtype
+        loop.train(small_config, IMAGES, mesh, tmp_path / dtype)
+        last = (tmp_path / dtype / "metrics.jsonl").read_text().splitlines()[-1]
+        losses[dtype] = json.loads(last)["loss"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
