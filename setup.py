@@ -49,6 +49,7 @@ setup(
             "fastapi>=0.115",
             "httpx>=0.27",
             "hypothesis>=6.100",
+            "import-linter>=2.1",
             "milvus-lite>=3.2",
             "playwright>=1.50",
             "pymilvus>=3.0",

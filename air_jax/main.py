@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from air_jax.run import dry_run, jobs, pipeline, report
 from air_jax.run.work_directory import FIGURES_FOLDER, RESULTS_FILE, STAGES, WorkDir, all_needs
-from air_jax.runtime import command_line, distributed
+from air_jax.runtime import cache, command_line, distributed
 from air_jax.runtime.progress import say
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -59,7 +59,7 @@ def _run(config: ml_collections.ConfigDict, path: Path) -> None:
     if anew and distributed.is_first() and (aside := workdir.set_aside()):
         say(f"the earlier run is now in {aside}")
     with workdir.opened():
-        command_line.keep_compilations()
+        cache.keep_compilations()
         _hint(wanted, job, workdir)
         for stage in wanted:
             pipeline.do_stage(stage, job, workdir)

@@ -10,7 +10,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from air_jax.index.image_index import ImageIndex
-from air_jax.runtime import command_line
+from air_jax.runtime import cache, command_line
 from air_jax.runtime.atomic_files import write_json
 from air_jax.runtime.progress import say
 from air_jax.serve import session_replay
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     if len(arguments) != 2:
         command_line.fail("expected one file: python -m air_jax.replay SESSION.json")
-    command_line.keep_compilations()
+    cache.keep_compilations()
     found: list[dict[str, Any]] = []
     status = command_line.guard(lambda: found.extend(_run(Path(arguments[1]))), Path(arguments[1]))
     return status or (0 if all(one["same"] for one in found) else DIFFERENT)

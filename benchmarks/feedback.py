@@ -4,8 +4,9 @@
     python benchmarks/feedback.py --codes=runs/depth40/codes.npz
 
 Ours is `simulated_user.simulate`: showing, marking, fitting, ranking the database, full and
-residual AP of every round, compilation included. The peer does the same for a sample of the queries with
-`sklearn.svm.SVC`, NumPy and `average_precision_score`; its time for all of them is extrapolated.
+residual AP of every round, compilation included. The peer does the same for a sample of the queries
+with `sklearn.svm.SVC`, NumPy and `average_precision_score`; its time for all of them is
+extrapolated.
 Without `--codes`, codes are Gaussian clusters, one for each class.
 """
 

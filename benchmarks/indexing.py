@@ -25,7 +25,8 @@ from air_jax.data import datasets
 from air_jax.index import build, decode_pool, image_files
 from air_jax.index.catalogue import Catalogue
 from air_jax.index.decoding import Limits, read_file
-from air_jax.models import encode, net_file
+from air_jax.models import encode
+from air_jax.run import net_file
 from air_jax.runtime import sharding
 from benchmarks import measure
 

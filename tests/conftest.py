@@ -32,6 +32,7 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_num_cpu_devices", 8)
 
 ROOT = Path(__file__).parent.parent
+MILVUS_IS_MISSING = "milvus-lite is not installed (pip install 'air_jax[milvus]')"
 
 
 @pytest.fixture

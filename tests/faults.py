@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from air_jax.index.image_index import ImageIndex
-from air_jax.models import net_file
+from air_jax.run import net_file
 from air_jax.runtime import sharding
 
 ROOT = Path(__file__).parent.parent

@@ -13,6 +13,7 @@ import numpy as np
 
 from air_jax.data.loaders import import_tensorflow
 from air_jax.runtime.atomic_files import locked, read_npz, write_npz
+from air_jax.runtime.cache import cache_directory
 from air_jax.runtime.progress import say
 
 NAMES = ("cifar100", "digits", "arrays")
@@ -166,11 +167,6 @@ def keep_per_class(labels: np.ndarray, positions: np.ndarray, count: int, seed: 
     shuffled = rng.permutation(positions)
     kept = [shuffled[labels[shuffled] == c][:count] for c in np.unique(labels[positions])]
     return np.sort(np.concatenate(kept))
-
-
-def cache_directory() -> Path:
-    """Where decoded data is kept: `$AIR_JAX_CACHE`, or `~/.cache/air_jax`."""
-    return Path(os.environ.get("AIR_JAX_CACHE", "~/.cache/air_jax")).expanduser()
 
 
 def _digits() -> Dataset:

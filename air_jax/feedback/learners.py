@@ -14,7 +14,7 @@ import numpy as np
 import threadpoolctl
 
 from air_jax.feedback import svm
-from air_jax.search import scorers
+from air_jax.search import kernel_machines, scorers
 from air_jax.search.scorers import OUTSIDE, Kernel, Linear, Mixture, Near, Scorer
 
 
@@ -242,7 +242,7 @@ def support_vector(
     learnt = ~samples.relevant.all(axis=1)
     unconverged = np.count_nonzero(learnt & ~convergence.converged)
     if kernel == "linear":
-        scorer = Linear(svm.linear_weights(machines), machines.intercept)
+        scorer = Linear(kernel_machines.linear_weights(machines), machines.intercept)
         return Lesson(scorer, learnt, drawn, unconverged, signed=True)
     scorer = Kernel(machines, samples.positions)
     if distance_weight:
@@ -280,7 +280,9 @@ def kernel_ridge(
     samples = _samples(space, queries, marks, drawn)
     gamma, coefficients = _solve_ridge(samples.codes, samples.relevant, ridge)
     zeros = np.zeros(len(queries), np.float32)
-    machines = svm.Machine(samples.codes, np.asarray(coefficients), zeros, np.asarray(gamma))
+    machines = kernel_machines.Machine(
+        samples.codes, np.asarray(coefficients), zeros, np.asarray(gamma)
+    )
     scorer = Kernel(machines, samples.positions)
     return Lesson(scorer, np.ones(len(queries), bool), drawn, signed=True)
 

@@ -35,7 +35,7 @@ _MEGAPIXELS = flags.DEFINE_integer("megapixels", 200, "largest image that is dec
 
 
 def main(_: list[str]) -> int:
-    from air_jax.runtime import command_line
+    from air_jax.runtime import cache, command_line
 
     logging.set_verbosity(logging.WARNING)
     if (_VECTORS.value is None) == (_MODEL.value is None):
@@ -46,7 +46,7 @@ def main(_: list[str]) -> int:
         command_line.fail("--metadata is of vectors: expected --vectors=FILE.npy")
     if _VECTORS.value is not None and _IMAGES.value is not None and _METADATA.value is None:
         command_line.fail("--images with --vectors needs --metadata=FILE.csv with a column path")
-    command_line.keep_compilations()
+    cache.keep_compilations()
     return command_line.guard(_run, Path(_OUT.value))
 
 

@@ -1,6 +1,6 @@
 """The nets, and images becoming codes.
 
 In: uint8 images [B, S, S, C]. Out: codes [B, D] float32 and, in training, reconstructions.
-`autoencoder` builds the paper's nets from `convolution`; `encode` runs them over many images;
-`net_file` keeps a trained net in one file. Read `autoencoder` first.
+`autoencoder` builds the paper's nets from `convolution`; `encode` runs them over many images.
+Read `autoencoder` first.
 """

@@ -14,7 +14,7 @@ from air_jax.reproduce import ablation, figure3, figure4, sweep, sweep_report
 from air_jax.reproduce.claims_page import DETAILS
 from air_jax.reproduce.sweep_report import Figure
 from air_jax.run import jobs
-from air_jax.runtime import command_line, distributed
+from air_jax.runtime import cache, command_line, distributed
 from air_jax.runtime.progress import say
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -96,7 +96,7 @@ def _run(config: ml_collections.ConfigDict, path: Path) -> list[str]:
         say(sweep.describe(chosen, figure.stages))
         return []
     path.mkdir(parents=True, exist_ok=True)
-    command_line.keep_compilations()
+    cache.keep_compilations()
     failed = []
     if "members" in _STAGES.value:
         failed = sweep.run(chosen, figure.stages, config.sweep.seeds_together)

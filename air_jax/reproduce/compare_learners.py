@@ -24,7 +24,7 @@ from air_jax.feedback.learners import LEARNERS, Learner
 from air_jax.feedback.simulated_user import Simulation
 from air_jax.run import jobs
 from air_jax.run.work_directory import CONFIG_FILE
-from air_jax.runtime import command_line
+from air_jax.runtime import cache, command_line
 from air_jax.runtime.atomic_files import read_checked_json, read_npz, write_checked_json, write_json
 from air_jax.runtime.progress import say
 from air_jax.search import baselines, exact_search, metrics, scorers
@@ -230,7 +230,7 @@ def table(found: dict[str, Any]) -> str:
 
 def main(_: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
-    command_line.keep_compilations()
+    cache.keep_compilations()
     return command_line.guard(_run, Path(_OUT.value))
 
 

@@ -11,8 +11,7 @@ from air_jax.reproduce.claims import Values
 from air_jax.reproduce.sweep import Member
 from air_jax.reproduce.sweep_report import DENOISING, Figure, first_retrieval, variant
 from air_jax.run.jobs import Job
-from air_jax.run.work_directory import GRADIENTS_FILE, METRICS_FILE
-from air_jax.training.training_log import read_metrics
+from air_jax.training.training_log import GRADIENTS_FILE, METRICS_FILE, read_metrics
 
 BEST_DEPTH = 40  # claim (a)
 DEEPER = (40, 60)  # claim (b): "deeper network architectures", read as the deeper two of the four

@@ -19,13 +19,13 @@ import numpy as np
 from air_jax.models import autoencoder
 from air_jax.run import dry_run, jobs, pipeline
 from air_jax.run.jobs import Job
-from air_jax.run.work_directory import CHECKPOINTS, WorkDir, stage_keys
+from air_jax.run.work_directory import WorkDir, stage_keys
 from air_jax.runtime import distributed
 from air_jax.runtime.atomic_files import hash_of, read_npz, write_json, write_npz
 from air_jax.runtime.progress import duration, say
 from air_jax.search.baselines import WITHOUT_NET
 from air_jax.training import loop
-from air_jax.training.checkpoints import newest_step
+from air_jax.training.checkpoints import CHECKPOINTS, newest_step
 from air_jax.training.training_log import NonFiniteError
 
 MEMBERS_FOLDER = "members"

@@ -11,10 +11,8 @@ from air_jax.models.autoencoder import count_parameters
 from air_jax.run import report
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import (
-    CHECKPOINTS,
     CODES_FILE,
     FEEDBACK_FOLDER,
-    MODEL_FILE,
     RECONSTRUCTIONS_FILE,
     RETRIEVAL_FILE,
     WorkDir,
@@ -24,6 +22,8 @@ from air_jax.runtime.atomic_files import hash_of, read_npz
 from air_jax.runtime.progress import say
 from air_jax.search import baselines, exact_search, metrics, scorers
 from air_jax.training import loop
+from air_jax.training.checkpoints import CHECKPOINTS
+from air_jax.training.loop import MODEL_FILE
 
 RECONSTRUCTED = 10  # queries whose reconstructions are kept for the report
 

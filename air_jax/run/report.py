@@ -20,7 +20,6 @@ from air_jax.run.jobs import Job
 from air_jax.run.work_directory import (
     FEEDBACK_FOLDER,
     FIGURES_FOLDER,
-    METRICS_FILE,
     PER_QUERY_FILE,
     RECONSTRUCTIONS_FILE,
     RESULTS_FILE,
@@ -31,7 +30,7 @@ from air_jax.run.work_directory import (
 )
 from air_jax.runtime import distributed
 from air_jax.runtime.atomic_files import read_npz, write_json, write_npz
-from air_jax.training.training_log import read_metrics
+from air_jax.training.training_log import METRICS_FILE, read_metrics
 
 SCHEMA_VERSION = 1
 _PACKAGES = (

@@ -28,11 +28,6 @@ from air_jax.runtime.atomic_files import (
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
-MODEL_FILE = "model.json"
-METRICS_FILE = "metrics.jsonl"
-GRADIENTS_FILE = "gradients.jsonl"
-CHECKPOINTS = "checkpoints"
-PROFILE = "profile"
 CODES_FILE = "codes.npz"
 RECONSTRUCTIONS_FILE = "reconstructions.npz"
 RETRIEVAL_FILE = "retrieval.npz"

@@ -1,4 +1,4 @@
-"""What the commands share: flags, errors in one line, and compilations that are kept on disk.
+"""What the commands share: flags, and errors in one line.
 
 Exit statuses: 0 done; `FAILED` wrong input, or what only a person can mend; `STOPPED` ended by
 SIGTERM or with another process of the run, the same command continues; `INTERRUPTED` by Ctrl-C.
@@ -14,15 +14,12 @@ import jax
 from absl import app, flags, logging
 
 import air_jax.configs
-from air_jax.data.datasets import cache_directory
 from air_jax.runtime import distributed, signals
 from air_jax.runtime.progress import say
-from air_jax.training.training_log import NonFiniteError
 
 FAILED = 2
 STOPPED = distributed.LOST
 INTERRUPTED = 130  # the shell's code for Ctrl-C
-SHORTEST_KEPT_COMPILATION = 0.5  # seconds
 
 
 def run(main: Callable[[list[str]], int]) -> None:
@@ -67,7 +64,7 @@ def guard(work: Callable[[], None], path: Path) -> int:
     except KeyboardInterrupt:
         say(f"\ninterrupted; the same command continues in {path}")
         status = INTERRUPTED
-    except (ValueError, OSError, NonFiniteError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         if logging.level_debug():  # --verbosity=1
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -85,16 +82,6 @@ def guard(work: Callable[[], None], path: Path) -> int:
         status = STOPPED
     distributed.leave(status)
     return status
-
-
-def keep_compilations() -> None:
-    """Reuse compilations of earlier runs, and of nets of the same shape: XLA's own cache on disk.
-
-    `JAX_COMPILATION_CACHE_DIR` names another folder for it.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compilations"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_KEPT_COMPILATION)
 
 
 def fail(message: str) -> NoReturn:

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from air_jax.feedback import svm
-from air_jax.search import exact_search
+from air_jax.search import exact_search, kernel_machines
 from air_jax.search.exact_search import Database
 
 
@@ -48,7 +47,7 @@ class Kernel(NamedTuple):
             that machines have in common are compared with the database once.
     """
 
-    machines: svm.Machine
+    machines: kernel_machines.Machine
     positions: np.ndarray
 
 
@@ -146,9 +145,9 @@ def of_codes(scorer: Scorer, centred: jax.Array, scale: jax.Array) -> jax.Array:
     """Scores [B, n] of any codes [n, D], the database's mean off; `scale` [D] is its deviation."""
     match scorer:
         case Near(points) if len(points) == 1:
-            return -svm.squared_lengths(centred - points)[None]
+            return -kernel_machines.squared_lengths(centred - points)[None]
         case Near(points):
-            lengths = svm.squared_lengths(centred)
+            lengths = kernel_machines.squared_lengths(centred)
             return exact_search.negative_distances(points, Database(centred, lengths, points[0]))
         case Mixture(kernel, near, weights):
             parts = of_codes(kernel, centred, scale), of_codes(near, centred, scale)
@@ -160,7 +159,7 @@ def of_codes(scorer: Scorer, centred: jax.Array, scale: jax.Array) -> jax.Array:
 @jax.jit
 def _scores_of_standardised(scorer: Linear | Kernel, codes: jax.Array) -> jax.Array:
     if isinstance(scorer, Kernel):
-        return svm.rbf_decisions(scorer.machines, codes)
+        return kernel_machines.rbf_decisions(scorer.machines, codes)
     products = jnp.matmul(scorer.weights, codes.T, precision="highest")
     return products + scorer.intercept[:, None]
 
@@ -174,7 +173,9 @@ def _shared_decisions(space: Space, kernel: Kernel) -> jax.Array:
     places[outside] = len(used) + np.arange(np.count_nonzero(outside))
     rows = np.concatenate([np.asarray(space.standardised)[used], support[outside]])
     return jnp.asarray(
-        svm.rbf_decisions_of_shared(rows, places, kernel.machines, space.standardised, space.norms)
+        kernel_machines.rbf_decisions_of_shared(
+            rows, places, kernel.machines, space.standardised, space.norms
+        )
     )
 
 

@@ -18,7 +18,7 @@ from absl import app, flags, logging
 
 from air_jax.index.decoding import Limits
 from air_jax.index.image_index import ImageIndex
-from air_jax.runtime import command_line
+from air_jax.runtime import cache, command_line
 from air_jax.runtime.progress import say
 
 _INDEX = flags.DEFINE_string("index", None, "folder that air_jax.index made", required=True)
@@ -66,7 +66,7 @@ def _run() -> None:
     from air_jax.serve.session_store import SessionStore
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_KEPT_COMPILATION)
-    command_line.keep_compilations()
+    cache.keep_compilations()
     index = ImageIndex(Path(_INDEX.value))
     store = SessionStore(index.path / SESSIONS_FILE)
     yesterday = datetime.datetime.now(datetime.UTC) - UPLOADS_KEPT

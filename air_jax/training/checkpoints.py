@@ -13,6 +13,7 @@ from air_jax.runtime import distributed
 from air_jax.runtime.atomic_files import damage, write_checksums
 from air_jax.runtime.progress import say
 
+CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
 DAMAGED = "damaged"
 
 

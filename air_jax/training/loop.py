@@ -19,18 +19,11 @@ from jax.sharding import Mesh
 from air_jax.data.loaders import make_loader, resident
 from air_jax.models import autoencoder
 from air_jax.models.autoencoder import Net
-from air_jax.run.work_directory import (
-    CHECKPOINTS,
-    GRADIENTS_FILE,
-    METRICS_FILE,
-    MODEL_FILE,
-    PROFILE,
-)
 from air_jax.runtime import distributed, sharding, signals
 from air_jax.runtime.atomic_files import read_checked_json, write_checked_json
 from air_jax.runtime.progress import Progress, duration, say
-from air_jax.training.checkpoints import Checkpoints
-from air_jax.training.profiling import Profile
+from air_jax.training.checkpoints import CHECKPOINTS, Checkpoints
+from air_jax.training.profiling import PROFILE, Profile
 from air_jax.training.sgd import (
     Phase,
     TrainState,
@@ -40,8 +33,9 @@ from air_jax.training.sgd import (
     make_optimizer,
     parameter_names,
 )
-from air_jax.training.training_log import NonFiniteError, TrainingLog
+from air_jax.training.training_log import GRADIENTS_FILE, METRICS_FILE, NonFiniteError, TrainingLog
 
+MODEL_FILE = "model.json"  # image shape and pixel statistics, beside the checkpoints
 SCHEDULES = ("joint", "greedy")
 LR_SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "bfloat16")

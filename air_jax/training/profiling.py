@@ -8,6 +8,7 @@ import jax
 
 from air_jax.runtime.progress import say
 
+PROFILE = "profile"  # the folder of a run that holds the trace
 SKIPPED_STEPS = 2  # the first ones wait for data and caches
 PROFILED_STEPS = 5
 

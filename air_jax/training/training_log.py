@@ -15,6 +15,9 @@ import optax
 
 from air_jax.runtime import distributed
 
+METRICS_FILE = "metrics.jsonl"
+GRADIENTS_FILE = "gradients.jsonl"
+
 
 class NonFiniteError(FloatingPointError):
     """The loss or its gradient became NaN or infinite."""

@@ -22,7 +22,8 @@ from PIL import Image
 from air_jax.index import build, contact_sheet, decode_pool, decoding
 from air_jax.index.build import Options
 from air_jax.index.image_index import ImageIndex
-from air_jax.models import encode, net_file
+from air_jax.models import encode
+from air_jax.run import net_file
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import write_pictures
-from test_vector_store import MILVUS_IS_MISSING
+from conftest import MILVUS_IS_MISSING, write_pictures
 
 pytest.importorskip("milvus_lite", reason=MILVUS_IS_MISSING)
 

@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT, class_images
+from program import ENVIRONMENT
 from sklearn.metrics import average_precision_score
-from test_main import ENVIRONMENT
 
 from air_jax.reproduce import ablation, figure3, figure4, plots, sweep, sweep_report
 from air_jax.run import jobs

@@ -1,7 +1,5 @@
 """The program as it is used: its stages, what it leaves, and what it refuses."""
 
-import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,28 +11,12 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, class_images
+from program import ENVIRONMENT, command, results, run
 
 from air_jax.runtime.command_line import find_config
 from air_jax.training import loop
 from air_jax.training.checkpoints import Checkpoints
 
-CONFIG = str(ROOT / "configs" / "default.py")
-SMALL = {
-    "data.name": "arrays",
-    "data.queries_per_class": 4,
-    "model.depth": 4,
-    "model.width": 8,
-    "model.code_dim": 16,
-    "train.epochs": 2,
-    "train.batch": 16,
-    "train.warmup_steps": 2,
-    "log.every_steps": 2,
-    "encode.batch": 32,
-    "feedback.rounds": 2,
-    "feedback.marks_per_round": 5,
-    "feedback.queries": 0,
-    "report.queries": 2,
-}
 ROUND_KEYS = {
     "map",
     "map_ci95",
@@ -48,22 +30,6 @@ ROUND_KEYS = {
     "unconverged",
     "seconds",
 }
-
-
-def command(workdir: Path, data: Path | None, *flags: str, config=CONFIG, **keys) -> list[str]:
-    values = {**SMALL, "data.dir": data, **{k.replace("__", "."): v for k, v in keys.items()}}
-    overrides = [f"--config.{key}={value}" for key, value in values.items() if value is not None]
-    program = [sys.executable, "-m", "air_jax.main", f"--config={config}"]
-    return [*program, f"--workdir={workdir}", *overrides, *flags]
-
-
-ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu"}
-
-
-def run(*args, **keys) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command(*args, **keys), capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT
-    )
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +47,6 @@ def finished(images, tmp_path_factory) -> Path:
     done = run(workdir, images)
     assert done.returncode == 0, done.stderr
     return workdir
-
-
-def results(workdir: Path) -> dict:
-    return json.loads((workdir / "results.json").read_text())
 
 
 def test_results_have_every_key_of_the_schema(finished):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, class_images
-from test_main import command, results
+from program import command, results
 
 from air_jax.runtime.atomic_files import read_npz
 from air_jax.training import loop

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from test_vector_store import MILVUS_IS_MISSING
+from conftest import MILVUS_IS_MISSING
 
-from air_jax.feedback import svm
 from air_jax.feedback.engine import LEARNER_NAMES, SHOW, Engine
-from air_jax.search import code_store, scorers, stored_space
+from air_jax.search import code_store, kernel_machines, scorers, stored_space
 from air_jax.search.milvus_store import MilvusStore
 from air_jax.search.scorers import OUTSIDE, Kernel, Linear, Mixture, Near
 from air_jax.search.stored_space import StoredCodes, StoredSpace
@@ -139,7 +138,9 @@ def test_all_that_is_left_can_be_asked_for_and_no_more(stored):
 
 def test_a_machine_of_few_samples_asks_for_all_codes_there_are(stored):
     support = np.zeros((1, 2, DIMENSION), np.float32)
-    machine = svm.Machine(support, np.float32([[1, 0]]), np.float32([0]), np.float32([0.1]))
+    machine = kernel_machines.Machine(
+        support, np.float32([[1, 0]]), np.float32([0]), np.float32([0.1])
+    )
     kernel = Kernel(machine, np.full((1, 2), OUTSIDE))
     near = Near(np.zeros((1, DIMENSION), np.float32))
     for scorer in (kernel, Mixture(kernel, near, np.float32([[1, 1]]))):

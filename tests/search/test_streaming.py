@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from air_jax.feedback import svm
-from air_jax.search import code_store, scorers, streaming
+from air_jax.search import code_store, kernel_machines, scorers, streaming
 from air_jax.search.scorers import OUTSIDE, Kernel, Linear, Mixture, Near
 from air_jax.search.streaming import StreamedSpace
 
@@ -39,7 +38,9 @@ def make_scorer(kind, store, seed=1):
     coefficients[:, ::3] = 0
     support = rng.normal(size=(RANKINGS, 12, DIMENSION)).astype(np.float32)
     values = rng.normal(size=(2, RANKINGS)).astype(np.float32)
-    machines = svm.Machine(support, coefficients, values[0], np.full(RANKINGS, 0.1, np.float32))
+    machines = kernel_machines.Machine(
+        support, coefficients, values[0], np.full(RANKINGS, 0.1, np.float32)
+    )
     kernel = Kernel(machines, np.full((RANKINGS, 12), OUTSIDE))
     if kind == "kernel":
         return kernel

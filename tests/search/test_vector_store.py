@@ -6,14 +6,13 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import MILVUS_IS_MISSING
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from air_jax.search import code_store, milvus_store, vector_store
 from air_jax.search.milvus_store import MilvusStore
 from air_jax.search.vector_store import MappedStore
-
-MILVUS_IS_MISSING = "milvus-lite is not installed (pip install 'air_jax[milvus]')"
 
 
 class Place:

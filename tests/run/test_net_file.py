@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from air_jax.models import encode, net_file
+from air_jax.models import encode
+from air_jax.run import net_file
 from air_jax.runtime.atomic_files import read_npz, write_npz
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3)).astype(np.uint8)

@@ -1,0 +1,23 @@
+"""What is kept between runs of a user: decoded data sets and compilations."""
+
+import os
+from pathlib import Path
+
+import jax
+
+SHORTEST_KEPT_COMPILATION = 0.5  # seconds
+
+
+def cache_directory() -> Path:
+    """Where decoded data is kept: `$AIR_JAX_CACHE`, or `~/.cache/air_jax`."""
+    return Path(os.environ.get("AIR_JAX_CACHE", "~/.cache/air_jax")).expanduser()
+
+
+def keep_compilations() -> None:
+    """Reuse compilations of earlier runs, and of nets of the same shape: XLA's own cache on disk.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder for it.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compilations"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_KEPT_COMPILATION)
