@@ -51,6 +51,7 @@ setup(
             "hypothesis>=6.100",
             "import-linter>=2.1",
             "milvus-lite>=3.2",
+            "mypy>=1.13",
             "playwright>=1.50",
             "pymilvus>=3.0",
             "pytest>=8",
