@@ -43,6 +43,7 @@ def command(workdir: Path, data: Path | None, *flags: str, config=CONFIG, **keys
 def call(main: Callable[[list[str]], int], *arguments: object) -> subprocess.CompletedProcess:
     """What a command does with these arguments, in this process; as `subprocess.run` tells it."""
     given = [str(argument) for argument in arguments]
+    sys.modules.pop("config_config", None)  # the last config file: the next is loaded into it
     with (
         contextlib.redirect_stdout(io.StringIO()) as output,
         contextlib.redirect_stderr(io.StringIO()) as errors,
