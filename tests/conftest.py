@@ -8,7 +8,6 @@ import atexit
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 import zlib
@@ -25,6 +24,7 @@ from PIL import Image
 
 from air_jax.configs import default
 from air_jax.data import datasets
+from air_jax.main import main
 from air_jax.runtime import cache, sharding
 
 DAYS_KEPT = 30
@@ -147,10 +147,8 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **{"model.depth": 4, "model.width": 4, "model.code_dim": 8, "train.epochs": 1},
         **{"train.batch": 160, "train.warmup_steps": 2, "log.checkpoint_steps": 100},
     }
-    command = [sys.executable, "-m", "air_jax.main", "--config=configs/quickstart.py"]
-    command += [f"--workdir={workdir}", "--stages=train"]
-    command += [f"--config.{key}={value}" for key, value in small.items()]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    keys = [f"--config.{key}={value}" for key, value in small.items()]
+    assert main(["--config=quickstart", f"--workdir={workdir}", "--stages=train", *keys]) == 0
     return workdir
 
 
