@@ -178,13 +178,6 @@ def test_a_problem_is_solved_alike_alone_and_among_others():
     np.testing.assert_allclose(together.intercept[4], alone.intercept[0], atol=1e-6)
 
 
-def test_processes_give_what_one_gives():
-    codes, labels = problems(0)
-    one, two = (svm.fit(codes, labels, solver="sklearn", processes=n)[0] for n in (1, 2))
-    for ours, theirs in zip(two, one, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
 def test_shared_samples_decide_as_separate_ones():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(90, 16)).astype(np.float32)
@@ -222,7 +215,6 @@ def test_a_machine_of_one_class_decides_nothing(label, solver):
         ({"kernel": "poly"}, "kernel='poly'"),
         ({"solver": "liblinear"}, "solver='liblinear'"),
         ({"class_weight": "even"}, "class_weight='even'"),
-        ({"processes": 0}, "processes=0"),
         ({"C": 0.0}, "C=0.0: expected a positive"),
         ({"C": -1.0}, "C=-1.0"),
         ({"C": float("nan")}, "C=nan"),
