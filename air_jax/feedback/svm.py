@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.svm import SVC
 
-from air_jax.search.kernel_machines import Machine
+from air_jax.search.scorers import Machine
 
 KERNELS = ("linear", "rbf")
 SOLVERS = ("smo", "sklearn")

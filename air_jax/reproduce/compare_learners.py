@@ -27,7 +27,8 @@ from air_jax.run.work_directory import CONFIG_FILE
 from air_jax.runtime import cache, command_line
 from air_jax.runtime.atomic_files import read_checked_json, read_npz, write_checked_json, write_json
 from air_jax.runtime.progress import say
-from air_jax.search import baselines, exact_search, metrics, scorers
+from air_jax.search import baselines, distances, metrics
+from air_jax.search.device_codes import DeviceCodes
 
 _CODES = flags.DEFINE_string("codes", None, "a run's codes.npz", required=True)
 _OF = flags.DEFINE_enum(
@@ -41,7 +42,7 @@ _QUERIES = flags.DEFINE_integer("queries", 1000, "held-out queries; 0: all", low
 _VALIDATION = flags.DEFINE_integer("validation", 500, "queries to choose constants by", 1)
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "of feedback", lower_bound=1)
 _MARKS = flags.DEFINE_integer("marks", 20, "images marked in each round", lower_bound=1)
-_METRIC = flags.DEFINE_enum("metric", "l2", exact_search.METRICS, "of the first retrieval")
+_METRIC = flags.DEFINE_enum("metric", "l2", distances.METRICS, "of the first retrieval")
 
 ROLES = ("database", "query")
 # What is tried for each learner; the others are compared as they are.
@@ -115,7 +116,7 @@ class Collection:
         rounds: int,
         marks: int,
     ):
-        self.space = scorers.make_space(database)
+        self.codes = DeviceCodes(database)
         self.labels, self.queries, self.query_labels = labels, queries, query_labels
         self.rounds, self.marks = rounds, marks
         self.first = self.play("none")
@@ -124,7 +125,7 @@ class Collection:
         """Sessions with a learner, on its own rounds or on the recorded marks."""
         return simulated_user.simulate(
             learner,
-            self.space,
+            self.codes,
             self.queries,
             self.query_labels,
             self.labels,
@@ -263,7 +264,7 @@ def codes_of(path: Path, of: str) -> dict[str, np.ndarray]:
 
 def _run() -> None:
     held = codes_of(Path(_CODES.value), _OF.value)
-    database, queries = exact_search.for_metric(_METRIC.value, held["database"], held["query"])
+    database, queries = distances.for_metric(_METRIC.value, held["database"], held["query"])
     labels, query_labels = held["database_label"], held["query_label"]
     out = Path(_OUT.value)
     inputs = {"codes": hashlib.sha256(b"".join(held[key].tobytes() for key in held)).hexdigest()}

@@ -6,7 +6,8 @@ from conftest import class_images
 from sklearn.metrics import pairwise_distances
 
 from air_jax.data import datasets
-from air_jax.search import baselines, exact_search, kmeans, metrics
+from air_jax.search import baselines, full_ranking, kmeans, metrics
+from air_jax.search.device_codes import DeviceCodes
 
 
 def brute_force(dictionary, image):
@@ -61,7 +62,7 @@ def test_map_of_kmeans_codes_on_cifar100_is_the_known_one(cifar100):
     database, queries = datasets.split(cifar100, "official")
     images = cifar100.images
     codes = baselines.codes("kmeans", images[database], images[queries], code_dim=128)
-    items = exact_search.relevant_items(cifar100.labels[queries], cifar100.labels[database])
-    ranks = exact_search.ranks_by_distance(exact_search.make_database(codes[0]), codes[1], items)
+    items = full_ranking.relevant_items(cifar100.labels[queries], cifar100.labels[database])
+    ranks = full_ranking.ranks_by_distance(DeviceCodes(codes[0]), codes[1], items)
     found = metrics.average_precision(ranks, len(database)).mean()
     assert found == pytest.approx(0.041, abs=0.002)
