@@ -34,7 +34,8 @@ from jax.experimental import topologies
 
 from air_jax.configs import default, figure3
 from air_jax.runtime import distributed, sharding
-from air_jax.search import sharded_search
+from air_jax.search import device_codes, full_ranking
+from air_jax.search.device_codes import DeviceCodes
 from air_jax.training import loop, sgd
 from benchmarks import communication, measure
 
@@ -291,7 +292,7 @@ def _training(
 def _retrieval(
     work: str, size: int, mesh: jax.sharding.Mesh, count: bool
 ) -> tuple[str, Callable[[], Any] | None]:
-    """Likewise of `sharded_search.search` or `ranks_by_distance`, for one block of queries."""
+    """Likewise of `device_codes.search` or `full_ranking.ranks_by_distance`, for one block."""
     rows, whole = sharding.by_rows(mesh), sharding.replicated(mesh)
 
     def array(
@@ -302,21 +303,21 @@ def _retrieval(
     database = array((size, DIMENSION), rows), array((size,), rows)
     queries = array((QUERIES, DIMENSION), whole)
     if work == "search":
-        block = sharded_search._search_block
+        block = device_codes._search_block
         lowered = block.lower(queries, *database, k=NEAREST, mesh=mesh)
     else:
         items = array((QUERIES, ITEMS), whole, jnp.int32)
-        lowered = sharded_search._ranks_block.lower(queries, items, *database, mesh=mesh)
+        lowered = full_ranking._ranks_block.lower(queries, items, *database, mesh=mesh)
     program = lowered.compile().as_text()
     if count:
         return program, None
     random = np.random.default_rng(0)
-    made = sharded_search.make_database(random.standard_normal((size, DIMENSION), np.float32), mesh)
+    made = DeviceCodes(random.standard_normal((size, DIMENSION), np.float32), mesh)
     wanted = random.standard_normal((QUERIES, DIMENSION), np.float32)
     if work == "search":
-        return program, lambda: sharded_search.search(made, wanted, NEAREST, mesh)
+        return program, lambda: device_codes.search(made, wanted, NEAREST)
     ranked = random.integers(0, size, (QUERIES, ITEMS), np.int32)
-    return program, lambda: sharded_search.ranks_by_distance(made, wanted, ranked, mesh)
+    return program, lambda: full_ranking.ranks_by_distance(made, wanted, ranked)
 
 
 if __name__ == "__main__":

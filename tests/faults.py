@@ -351,7 +351,7 @@ def index_content(out: Path) -> dict[str, tuple]:
         image.path: (
             *image[2:],
             index.thumbnail(image.id),
-            index.store.exact[index.position(image.id)].tobytes(),
+            index.codes.exact[index.position(image.id)].tobytes(),
         )
         for image in images
     }

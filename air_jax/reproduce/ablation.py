@@ -15,7 +15,8 @@ from air_jax.reproduce.sweep_report import Figure
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import CODES_FILE, RETRIEVAL_FILE
 from air_jax.runtime.atomic_files import read_npz
-from air_jax.search import exact_search, metrics
+from air_jax.search import distances, full_ranking, metrics
+from air_jax.search.device_codes import DeviceCodes
 
 
 def _find(job: Job, members: list[Member], entries: list[dict[str, Any]]) -> dict[str, Any]:
@@ -57,9 +58,9 @@ def _find(job: Job, members: list[Member], entries: list[dict[str, Any]]) -> dic
 def _standardised_ap(member: Member) -> np.ndarray:
     """Average precision [Q] by the metric "standardised"."""
     codes = read_npz(member.workdir / CODES_FILE)
-    items = exact_search.relevant_items(codes["query_label"], codes["database_label"])
-    database, queries = exact_search.for_metric("standardised", codes["database"], codes["query"])
-    ranks = exact_search.ranks_by_distance(exact_search.make_database(database), queries, items)
+    items = full_ranking.relevant_items(codes["query_label"], codes["database_label"])
+    database, queries = distances.for_metric("standardised", codes["database"], codes["query"])
+    ranks = full_ranking.ranks_by_distance(DeviceCodes(database), queries, items)
     return metrics.average_precision(ranks, len(database))
 
 

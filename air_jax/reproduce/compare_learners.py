@@ -23,7 +23,8 @@ from air_jax.run import jobs
 from air_jax.run.work_directory import CONFIG_FILE
 from air_jax.runtime.atomic_files import read_checked_json, read_npz, write_checked_json, write_json
 from air_jax.runtime.progress import say
-from air_jax.search import baselines, exact_search, metrics, scorers
+from air_jax.search import baselines, distances, metrics
+from air_jax.search.device_codes import DeviceCodes
 
 ROLES = ("database", "query")
 # What is tried for each learner; the others are compared as they are.
@@ -97,7 +98,7 @@ class Collection:
         rounds: int,
         marks: int,
     ):
-        self.space = scorers.make_space(database)
+        self.codes = DeviceCodes(database)
         self.labels, self.queries, self.query_labels = labels, queries, query_labels
         self.rounds, self.marks = rounds, marks
         self.first = self.play("none")
@@ -106,7 +107,7 @@ class Collection:
         """Sessions with a learner, on its own rounds or on the recorded marks."""
         return simulated_user.simulate(
             learner,
-            self.space,
+            self.codes,
             self.queries,
             self.query_labels,
             self.labels,
@@ -258,13 +259,13 @@ def run(
         validation: queries to choose constants by.
         rounds: of feedback.
         marks: images marked in each round.
-        metric: of the first retrieval, of `exact_search.METRICS`.
+        metric: of the first retrieval, of `distances.METRICS`.
 
     Raises:
         FileNotFoundError, ValueError: as `codes_of`.
     """
     held = codes_of(codes, of)
-    database, queried = exact_search.for_metric(metric, held["database"], held["query"])
+    database, queried = distances.for_metric(metric, held["database"], held["query"])
     labels, query_labels = held["database_label"], held["query_label"]
     inputs: dict[str, Any] = {
         "codes": hashlib.sha256(b"".join(held[key].tobytes() for key in held)).hexdigest(),

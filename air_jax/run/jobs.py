@@ -16,7 +16,7 @@ from air_jax.models import autoencoder, encode
 from air_jax.run.work_directory import flatten
 from air_jax.runtime import sharding
 from air_jax.search import baselines
-from air_jax.search.exact_search import METRICS, PRECISIONS
+from air_jax.search.distances import METRICS, PRECISIONS
 from air_jax.training import loop
 
 LARGEST = 2**32 - 1  # of whole numbers: seeds have no more bits

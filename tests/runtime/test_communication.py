@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from air_jax.models import autoencoder
 from air_jax.runtime import sharding
-from air_jax.search import sharded_search
+from air_jax.search import device_codes, full_ranking
 from air_jax.training import loop, sgd
 from benchmarks import communication
 from benchmarks.communication import Collective
@@ -183,10 +183,10 @@ def test_sharded_search_gathers_what_each_device_found_and_ranks_are_two_sums(me
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
     queries, codes, norms = array((6, 16), whole), array((400, 16), rows), array((400,), rows)
-    program = sharded_search._search_block.lower(queries, codes, norms, k=10, mesh=mesh4)
+    program = device_codes._search_block.lower(queries, codes, norms, k=10, mesh=mesh4)
     each = communication.collectives(program.compile().as_text())
     assert each == [Collective("all-gather", 1, 6 * 4 * 10 * 4, 1, 4)] * 2  # values, positions
     items = array((6, 7), whole, jnp.int32)
-    program = sharded_search._ranks_block.lower(queries, items, codes, norms, mesh=mesh4)
+    program = full_ranking._ranks_block.lower(queries, items, codes, norms, mesh=mesh4)
     each = communication.collectives(program.compile().as_text())
     assert each == [Collective("all-reduce", 1, 6 * 7 * 4, 1, 4)] * 2

@@ -4,13 +4,13 @@
     milvus:FILE.db                    Milvus Lite
 
 A collection has the fields `id` and `code`. A field has one index, and an index one metric, but
-both metrics are wanted of the same codes: so a code is kept with its squared length behind it.
-By inner products, 2 q on the code and -1 on the length is |q|^2 minus the squared distance, and a
-query with 0 there is the plain inner product.
+codes are searched by distance and by inner product: so a code is kept with its squared length
+behind it, [D + 1] numbers. By inner products with these, 2 q on the code and -1 on the length is
+|q|^2 minus the squared distance, and a query with 0 there is the plain inner product.
 
-The index is FLAT and reads are of consistency Strong: what is found is exact, and what was added is
-found at once. With an index of another type, which others may put in its place for speed, the codes
-found are put in order exactly, but some may be missing: nothing is `certain` then.
+The index is FLAT and reads are of consistency Strong: a search compares all codes, and finds a code
+that was just added. Others may put an index of another type in its place for speed; a search may
+then miss codes.
 """
 
 import contextlib
@@ -25,16 +25,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from air_jax.search.vector_store import (
-    NOTHING,
-    Hits,
-    check_codes,
-    check_found,
-    check_search,
-    rank,
-    search_beyond,
-)
-
 TOKEN_VARIABLE = "MILVUS_TOKEN"
 LITE_COLLECTION = "air_jax"
 OWNER = "air_jax.index"  # the property of a collection that names the index it belongs to
@@ -42,7 +32,6 @@ MOST = 16_384  # Milvus finds and gives no more at once
 BYTES = 2**23  # of codes added at once; a server takes 64 MB
 TIMEOUT = 60.0  # seconds for one request
 CONNECT_TIMEOUT = 10.0  # seconds
-ROUNDING = 2.0**-24  # of float32
 # Stores of this process share a Milvus Lite of a file: the last one that is closed ends it.
 _opened: Counter[str] = Counter()
 
@@ -91,8 +80,8 @@ def parse(address: str) -> Address:
     return Address(f"{protocols[parts.scheme]}://{host}:{port}", collection, text)
 
 
-class MilvusStore:
-    """A collection as a `vector_store.VectorStore`.
+class Collection:
+    """A collection of codes [D] under ids.
 
     Args:
         address: see above. A token for the cluster is taken from `MILVUS_TOKEN`.
@@ -102,15 +91,13 @@ class MilvusStore:
 
     Attributes:
         dimension: D.
-        most: the largest k that can be asked for.
+        is_exact: whether a search compares all codes.
 
     Raises:
         ValueError: `pymilvus` is not installed; the collection is not there, of another dimension,
             of another owner, or not one that this made.
         ConnectionError: Milvus cannot be reached, or the file cannot be opened.
     """
-
-    most = MOST
 
     def __init__(
         self,
@@ -132,7 +119,7 @@ class MilvusStore:
                     self.address.collection, "code", timeout=TIMEOUT
                 )
                 # Someone may have chosen another one, for speed.
-                self._exact = index is not None and index["index_type"] == "FLAT"
+                self.is_exact = index is not None and index["index_type"] == "FLAT"
                 self._client.load_collection(self.address.collection, timeout=TIMEOUT)
         except BaseException:
             self.close()
@@ -152,8 +139,17 @@ class MilvusStore:
             server_manager_instance.release_server(self.address.uri)
 
     def add(self, ids: np.ndarray, codes: np.ndarray) -> None:
-        """See `VectorStore`."""
-        check_codes(ids, codes, self.dimension)
+        """Keep codes [n, D] of any float type under ids [n] int64; codes that are there go.
+
+        Raises:
+            ValueError: ids that are not different, or codes of another dimension, NaN or infinite.
+        """
+        if codes.shape != (len(ids), self.dimension):
+            raise ValueError(
+                f"{len(ids)} ids and codes {list(codes.shape)}: expected [n, {self.dimension}]"
+            )
+        if len(np.unique(ids)) < len(ids):
+            raise ValueError("ids are not different")
         rows = max(1, BYTES // (4 * (self.dimension + 1)))
         for start in range(0, len(ids), rows):
             part = np.asarray(codes[start : start + rows], np.float32)
@@ -168,7 +164,11 @@ class MilvusStore:
             self._flush()
 
     def get(self, ids: np.ndarray) -> np.ndarray:
-        """See `VectorStore`."""
+        """Codes of ids of any shape [...], as they were given: [..., D] float32.
+
+        Raises:
+            ValueError: there is no such id.
+        """
         asked, places = np.unique(np.asarray(ids, np.int64), return_inverse=True)
         rows: list[dict[str, Any]] = []
         step = max(1, min(MOST, BYTES // (4 * (self.dimension + 1))))
@@ -176,44 +176,50 @@ class MilvusStore:
             named = f"id in {asked[start : start + step].tolist()}"
             rows += self._query(" and ".join([named, *self._within]), ["id", "code"])
         found = np.array([row["id"] for row in rows], np.int64)
-        check_found(asked, found, self.address.text)
+        missing = asked[~np.isin(asked, found)]
+        if missing.size:
+            raise ValueError(f"{self.address.text} has no code of id {int(missing[0])}")
         codes = np.array([row["code"] for row in rows], np.float32).reshape(-1, self.dimension + 1)
         codes = codes[np.argsort(found), : self.dimension]
         return codes[places.reshape(np.shape(ids))]
 
     def search(
-        self,
-        queries: np.ndarray,
-        k: int,
-        metric: str,
-        *,
-        without: np.ndarray = NOTHING,
-        reverse: bool = False,
-    ) -> Hits:
-        """See `VectorStore`."""
-        check_search(queries, k, metric, self)
-        lengths = np.linalg.norm(queries, axis=1, keepdims=True)
-        longest = self._longest_code()
-        if metric == "l2":
-            asked = np.concatenate([2 * queries, -np.ones_like(lengths)], axis=1)
-            size = (2 * lengths[:, 0] + longest) * longest
-        else:
-            asked = np.concatenate([queries, np.zeros_like(lengths)], axis=1)
-            size = lengths[:, 0] * longest
-        asked = (-asked if reverse else asked).astype(np.float32)
-        conditions = [f"id not in {np.asarray(without).tolist()}"] if len(without) else []
+        self, asked: np.ndarray, count: int, without: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The codes that have the largest inner products with a query.
 
-        def find(count: int) -> Hits:
-            ids, codes = self._nearest(asked, count, [*self._within, *conditions])
-            return rank(queries, ids, codes, metric, reverse)
+        Args:
+            asked: [D + 1] float32; the last is for the squared length of a code.
+            count: from 1 to `MOST`.
+            without: [H] ids that are left out; ids that are not there do not matter.
 
-        # What is not found can be better by what was lost on it and on the last one found.
-        loss = 2 * (self.dimension + 2) * ROUNDING * size
-        hits = search_beyond(find, k, MOST, reverse, loss)
-        return hits._replace(certain=hits.certain & self._exact)
+        Returns:
+            Ids [n] int64 and codes [n, D] float32; n is `count`, or fewer if there are no more.
+        """
+        conditions = [f"id not in {without.tolist()}"] if len(without) else []
+        with self._told():
+            (hits,) = self._client.search(
+                self.address.collection,
+                data=[asked],
+                limit=count,
+                filter=" and ".join([*self._within, *conditions]),
+                output_fields=["code"],
+                timeout=TIMEOUT,
+            )
+        ids = np.array([hit["id"] for hit in hits], np.int64)
+        codes = np.array([hit["entity"]["code"] for hit in hits], np.float32)
+        return ids, codes.reshape(len(ids), self.dimension + 1)[:, : self.dimension]
+
+    def longest(self) -> float:
+        """The length of the longest code; 0 if there is none."""
+        if self._longest is None:
+            asked = np.eye(1, self.dimension + 1, self.dimension, dtype=np.float32)[0]
+            _, codes = self.search(asked, 1, without=np.zeros(0, np.int64))
+            self._longest = float(np.linalg.norm(codes)) if codes.size else 0.0
+        return self._longest
 
     def delete(self, ids: np.ndarray) -> None:
-        """See `VectorStore`."""
+        """Forget codes; ids that are not there do not matter."""
         for start in range(0, len(ids), MOST):
             part = np.asarray(ids[start : start + MOST]).tolist()
             with self._told():
@@ -222,13 +228,13 @@ class MilvusStore:
             self._flush()
 
     def count(self, within: tuple[int, int] | None = None) -> int:
-        """See `VectorStore`; of those between two ids, if they are given."""
+        """How many codes there are; of those between two ids, if they are given."""
         conditions = [*self._within, *_conditions(within)]
         rows = self._query(" and ".join(conditions), ["count(*)"])
         return int(rows[0]["count(*)"])
 
     def ids(self) -> np.ndarray:
-        """See `VectorStore`."""
+        """[count] int64, of all codes, in any order."""
         found = []
         with self._told():
             rows = self._client.query_iterator(
@@ -274,33 +280,6 @@ class MilvusStore:
         if dimension not in (0, there):
             raise ValueError(f"{self.address.text} holds codes of {there}, not {dimension}")
         return there
-
-    def _nearest(
-        self, asked: np.ndarray, count: int, conditions: list[str]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids [B, n] and codes [B, n, D] of the largest inner products with `asked` [B, D + 1]."""
-        with self._told():
-            hits = self._client.search(
-                self.address.collection,
-                data=list(asked),
-                limit=count,
-                filter=" and ".join(conditions),
-                output_fields=["code"],
-                timeout=TIMEOUT,
-            )
-        ids = np.array([[hit["id"] for hit in own] for own in hits], np.int64)
-        codes = np.array([[hit["entity"]["code"] for hit in own] for own in hits], np.float32)
-        shape = len(asked), ids.size // len(asked)
-        codes = codes.reshape(*shape, self.dimension + 1)[:, :, : self.dimension]
-        return ids.reshape(shape), codes
-
-    def _longest_code(self) -> float:
-        """The length of the longest code."""
-        if self._longest is None:
-            asked = np.eye(1, self.dimension + 1, self.dimension, dtype=np.float32)
-            _, codes = self._nearest(asked, 1, self._within)
-            self._longest = float(np.linalg.norm(codes[0, 0])) if codes.size else 0.0
-        return self._longest
 
     def _query(self, condition: str, fields: list[str]) -> list[dict[str, Any]]:
         with self._told():

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from air_jax.search import code_store
-from air_jax.search.code_store import CodeStore
+from air_jax.search import file_codes
+from air_jax.search.file_codes import FileCodes
 
 
 def random_codes(seed=0, size=300, dimension=8, spread=1.0):
@@ -18,14 +18,14 @@ def random_codes(seed=0, size=300, dimension=8, spread=1.0):
 
 def as_kept(store):
     """Codes as stored, made float64 again."""
-    centred = store.codes.astype(np.float64) * store.scale + store.offset()
+    centred = store.stored.astype(np.float64) * store.scale + store.offset()
     return centred + store.mean
 
 
 @settings(deadline=None, max_examples=30)
 @given(
     st.integers(0, 10**6),
-    st.sampled_from(code_store.STORAGES),
+    st.sampled_from(file_codes.STORAGES),
     st.sampled_from([1e-3, 1.0, 1e3]),
     st.integers(1, 200),
 )
@@ -33,50 +33,52 @@ def test_no_code_is_farther_from_the_one_given_than_the_stated_error(
     tmp_path_factory, seed, storage, spread, size
 ):
     codes = random_codes(seed, size, spread=spread)
-    store = code_store.write(tmp_path_factory.mktemp("codes") / "store", codes, storage)
+    store = file_codes.write(tmp_path_factory.mktemp("codes") / "store", codes, storage)
     np.testing.assert_array_equal(store.exact, codes)
     lost = np.linalg.norm(as_kept(store) - codes, axis=1).max()
     # The mean that is taken off and added again is rounded to float32.
-    assert lost <= store.error + 1e-5 * np.abs(codes).max()
-    assert store.error == 0 if storage == "float32" else lost >= 0.9 * store.error - 1e-6
+    rounding = 1e-5 * np.abs(codes).max()
+    assert lost <= store.error + rounding
+    assert store.error == 0 if storage == "float32" else lost >= 0.9 * store.error - rounding
     np.testing.assert_allclose(store.mean, codes.mean(axis=0, dtype=float), rtol=1e-5, atol=1e-6)
 
 
 def test_codes_are_read_in_parts(tmp_path, monkeypatch):
     codes = random_codes(size=1000)
-    whole = code_store.write(tmp_path / "whole", codes, "int8")
-    monkeypatch.setattr(code_store, "ROWS", 64)
-    parts = code_store.write(tmp_path / "parts", codes, "int8")
-    np.testing.assert_array_equal(whole.codes, parts.codes)
+    whole = file_codes.write(tmp_path / "whole", codes, "int8")
+    monkeypatch.setattr("air_jax.search.codes.ROWS", 64)
+    monkeypatch.setattr(file_codes, "ROWS", 64)
+    parts = file_codes.write(tmp_path / "parts", codes, "int8")
+    np.testing.assert_array_equal(whole.stored, parts.stored)
     np.testing.assert_array_equal(whole.exact, parts.exact)
     np.testing.assert_allclose(whole.deviation, codes.std(axis=0), rtol=1e-5)
 
 
-@pytest.mark.parametrize("storage", code_store.STORAGES)
+@pytest.mark.parametrize("storage", file_codes.STORAGES)
 def test_float64_and_non_contiguous_codes_are_as_good(tmp_path, storage):
     codes = random_codes(size=90)
-    plain = code_store.write(tmp_path / "plain", codes, storage)
+    plain = file_codes.write(tmp_path / "plain", codes, storage)
     wide = np.zeros((180, 16))
     wide[::2, ::2] = codes
-    other = code_store.write(tmp_path / "other", wide[::2, ::2], storage)
-    np.testing.assert_array_equal(plain.codes, other.codes)
+    other = file_codes.write(tmp_path / "other", wide[::2, ::2], storage)
+    np.testing.assert_array_equal(plain.stored, other.stored)
 
 
 def test_a_constant_dimension_is_kept(tmp_path):
     codes = random_codes(size=50)
     codes[:, 3] = 7.0
-    store = code_store.write(tmp_path / "store", codes, "int8")
+    store = file_codes.write(tmp_path / "store", codes, "int8")
     assert store.deviation[3] == 1
     np.testing.assert_allclose(as_kept(store)[:, 3], 7.0)
 
 
 def test_writing_again_replaces_the_folder_and_an_unfinished_one_is_no_hindrance(tmp_path):
-    code_store.write(tmp_path / "store", random_codes(size=50), "int8")
+    file_codes.write(tmp_path / "store", random_codes(size=50), "int8")
     unfinished = tmp_path / ".store.partial"
     unfinished.mkdir()
     (unfinished / "codes.npy").write_text("half")
-    code_store.write(tmp_path / "store", random_codes(size=60), "float32")
-    assert len(CodeStore(tmp_path / "store")) == 60
+    file_codes.write(tmp_path / "store", random_codes(size=60), "float32")
+    assert len(FileCodes(tmp_path / "store")) == 60
     assert not (tmp_path / "store" / "scale.npy").exists()
     assert not unfinished.exists()
 
@@ -94,7 +96,7 @@ def test_writing_again_replaces_the_folder_and_an_unfinished_one_is_no_hindrance
 )
 def test_codes_that_cannot_be_kept_are_an_error(tmp_path, codes, storage, message):
     with pytest.raises(ValueError, match=message):
-        code_store.write(tmp_path / "store", codes, storage)
+        file_codes.write(tmp_path / "store", codes, storage)
     assert not (tmp_path / "store").exists()
 
 
@@ -126,7 +128,7 @@ def change_header(path, **changes):
     ],
 )
 def test_a_damaged_store_is_an_error_that_names_the_file(tmp_path, harm, error, message):
-    code_store.write(tmp_path / "store", random_codes(), "int8")
+    file_codes.write(tmp_path / "store", random_codes(), "int8")
     harm(tmp_path / "store")
     with pytest.raises(error, match=message):
-        CodeStore(tmp_path / "store")
+        FileCodes(tmp_path / "store")

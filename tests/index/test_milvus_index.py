@@ -18,8 +18,7 @@ from air_jax.index import build, decoding
 from air_jax.index.build import Options
 from air_jax.index.catalogue import Catalogue
 from air_jax.index.image_index import ImageIndex
-from air_jax.search import milvus_store
-from air_jax.search.milvus_store import MilvusStore
+from air_jax.search.milvus_collection import LITE_COLLECTION, Collection
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,11 +26,11 @@ ROOT = Path(__file__).parents[2]
 def content(out):
     """By path, or else by id, the codes of an index; its store has no others."""
     index = ImageIndex(out)
-    codes = index.store.get(np.arange(len(index.ids)))
+    codes = index.codes.get(np.arange(len(index.ids)))
     images = index.images(index.ids.tolist())
     if "store" in index.about:
-        index.store.vectors.close()
-        everything = MilvusStore(index.about["store"], owner=index.about["owner"])
+        index.codes.collection.close()
+        everything = Collection(index.about["store"], owner=index.about["owner"])
         assert everything.count() == len(index.ids)
         everything.close()
     return {
@@ -71,8 +70,8 @@ def test_an_index_holds_the_same_codes_and_follows_its_folder(
     assert make(pictures, trained_run, tmp_path / "there", store)["generation"] == 1
     here, there = ImageIndex(tmp_path / "here"), ImageIndex(tmp_path / "there")
     for name in ("mean", "covariance", "deviation"):
-        np.testing.assert_array_equal(getattr(here.store, name), getattr(there.store, name))
-    there.store.vectors.close()
+        np.testing.assert_array_equal(getattr(here.codes, name), getattr(there.codes, name))
+    there.codes.collection.close()
     assert here.about["fingerprint"] == found["fingerprint"]
     change(pictures)
     found = make(pictures, trained_run, tmp_path / "there", store)
@@ -85,9 +84,9 @@ def test_an_index_holds_the_same_codes_and_follows_its_folder(
 def test_only_what_is_new_is_sent(pictures, trained_run, store, tmp_path, monkeypatch):
     make(pictures, trained_run, tmp_path / "index", store)
     sent = []
-    add = MilvusStore.add
+    add = Collection.add
     monkeypatch.setattr(
-        MilvusStore, "add", lambda self, ids, codes: sent.extend(ids) or add(self, ids, codes)
+        Collection, "add", lambda self, ids, codes: sent.extend(ids) or add(self, ids, codes)
     )
     change(pictures)
     make(pictures, trained_run, tmp_path / "index", store)
@@ -115,12 +114,12 @@ def kill(monkeypatch, owner, name, when):
 @pytest.mark.parametrize(
     ("owner", "name", "when"),
     [
-        (MilvusStore, "add", "before"),
-        (MilvusStore, "add", "half way"),
-        (MilvusStore, "add", "after"),
+        (Collection, "add", "before"),
+        (Collection, "add", "half way"),
+        (Collection, "add", "after"),
         (Catalogue, "publish", "after"),
-        (MilvusStore, "delete", "half way"),
-        (MilvusStore, "delete", "after"),
+        (Collection, "delete", "half way"),
+        (Collection, "delete", "after"),
     ],
 )
 def test_wherever_it_is_killed_the_next_run_ends_with_the_same_index(
@@ -153,12 +152,18 @@ def content_or_none(out):
     except ValueError as error:
         assert "run air_jax.index again" in str(error)
         return None
-    codes = index.store.get(np.arange(len(index.ids)))
-    first = index.store.vectors.search(codes[:1], len(index.ids) + 5, "l2")
-    assert set(first.ids[0].tolist()) == set(index.store.ids.tolist())
+    codes = index.codes.get(np.arange(len(index.ids)))
+    assert everything_found(index) == set(index.codes.ids.tolist())
     images = index.images(index.ids.tolist())
-    index.store.vectors.close()
+    index.codes.collection.close()
     return {image.path: code.tobytes() for image, code in zip(images, codes, strict=True)}
+
+
+def everything_found(index):
+    """The ids of all codes that a search in an index finds, some more being asked for."""
+    codes = index.codes
+    asked = np.zeros(codes.dimension + 1, np.float32)
+    return set(codes.collection.search(asked, 2 * len(codes), np.zeros(0, np.int64))[0].tolist())
 
 
 def kill_and_finish(folder, model, out, store, times, longest):
@@ -205,8 +210,8 @@ def test_other_vectors_replace_all_and_an_open_index_says_so(store, tmp_path):
     opened = ImageIndex(out)
     index_vectors(tmp_path / "codes.npy", random_vectors(1, 35), out, store)
     with pytest.raises(ValueError, match="no code of id"):
-        opened.store.get(np.array([3]))
-    opened.store.vectors.close()
+        opened.codes.get(np.array([3]))
+    opened.codes.collection.close()
     assert content(out) == {
         str(n + 1): code.tobytes() for n, code in enumerate(random_vectors(1, 35))
     }
@@ -216,14 +221,13 @@ def test_other_vectors_half_sent_do_not_show(store, tmp_path, monkeypatch):
     out = tmp_path / "index"
     index_vectors(tmp_path / "codes.npy", random_vectors(0), out, store)
     with monkeypatch.context() as patch:
-        kill(patch, MilvusStore, "add", "half way")
+        kill(patch, Collection, "add", "half way")
         with pytest.raises(Killed):
             index_vectors(tmp_path / "codes.npy", random_vectors(1), out, store)
     index = ImageIndex(out)
-    np.testing.assert_array_equal(index.store.get(np.arange(30)), random_vectors(0))
-    found = index.store.vectors.search(random_vectors(0)[:1], 60, "ip")
-    assert set(found.ids[0].tolist()) == set(index.store.ids.tolist())
-    index.store.vectors.close()
+    np.testing.assert_array_equal(index.codes.get(np.arange(30)), random_vectors(0))
+    assert everything_found(index) == set(index.codes.ids.tolist())
+    index.codes.collection.close()
     # Then a third file comes.
     index_vectors(tmp_path / "codes.npy", random_vectors(2), out, store)
     assert list(content(out).values()) == [code.tobytes() for code in random_vectors(2)]
@@ -233,12 +237,12 @@ def test_other_metadata_sends_no_codes(store, tmp_path, monkeypatch):
     out, table = tmp_path / "index", tmp_path / "rows.csv"
     table.write_text("title\n" + "a\n" * 30)
     index_vectors(tmp_path / "codes.npy", random_vectors(0), out, store, table)
-    kill(monkeypatch, MilvusStore, "add", "before")
+    kill(monkeypatch, Collection, "add", "before")
     table.write_text("title\n" + "b\n" * 30)
     index_vectors(tmp_path / "codes.npy", random_vectors(0), out, store, table)
     index = ImageIndex(out)
     assert index.images([7])[0].metadata == {"title": "b"}
-    index.store.vectors.close()
+    index.codes.collection.close()
 
 
 def lite(store):
@@ -252,14 +256,14 @@ def test_a_collection_that_is_gone_or_cut_is_told_and_the_indexer_repairs_it(sto
     index_vectors(tmp_path / "codes.npy", random_vectors(0), out, store)
     expected = content(out)
     client = lite(store)
-    client.drop_collection(milvus_store.LITE_COLLECTION)
+    client.drop_collection(LITE_COLLECTION)
     client.close()
     with pytest.raises(ValueError, match="there is no such collection"):
         ImageIndex(out)
     index_vectors(tmp_path / "codes.npy", random_vectors(0), out, store)
     assert content(out) == expected
     about = Catalogue(out).meta["published"]
-    held = MilvusStore(store, owner=about["owner"])
+    held = Collection(store, owner=about["owner"])
     held.delete(held.ids()[:4])
     held.close()
     with pytest.raises(ValueError, match=r"30 images .* has 26 of 6: run air_jax.index again"):
@@ -305,7 +309,7 @@ def unavailable(*_, **__):
     raise MilvusException(message="it is\ndown")
 
 
-def test_the_page_s_interface_answers_as_on_an_index_of_this_machine(
+def test_the_page_s_interface_answers_as_on_an_index_of_this_machine_or_says_what_to_use(
     pictures, trained_run, store, tmp_path, monkeypatch
 ):
     pytest.importorskip("fastapi", reason="fastapi is not installed (pip install 'air_jax[app]')")
@@ -315,15 +319,8 @@ def test_the_page_s_interface_answers_as_on_an_index_of_this_machine(
     from air_jax.serve.api import Service, make_app
     from air_jax.serve.session_store import SessionStore
 
-    command = [
-        sys.executable,
-        "-m",
-        "air_jax.index",
-        f"--images={pictures}",
-        f"--model={trained_run}",
-    ]
-    for out, more in (("here", []), ("there", [f"--store={store}"])):
-        subprocess.run([*command, f"--out={tmp_path / out}", *more], check=True, cwd=ROOT)
+    make(pictures, trained_run, tmp_path / "here")
+    make(pictures, trained_run, tmp_path / "there", store)
     answers = []
     for out in ("here", "there"):
         index = ImageIndex(tmp_path / out)
@@ -336,18 +333,23 @@ def test_the_page_s_interface_answers_as_on_an_index_of_this_machine(
         shown = [one["image"] for one in rounds[0]["round"]["results"]]
         marks = [{"image": shown[n], "relevant": n < 2} for n in range(4)]
         client.post(f"{path}/marks", json={"marks": marks})
-        for learner in ("discriminant", "svc"):
+        for learner in ("discriminant", "svc_linear"):
             asked = {"count": 6, "learner": learner}
             rounds.append(client.post(f"{path}/rounds", json=asked).json())
+        for asked in ({"learner": "svc"}, {"learner": "discriminant", "show": "uncertain"}):
+            answer = client.post(f"{path}/rounds", json={"count": 6, **asked})
+            assert answer.status_code == (200 if out == "here" else 400)
+            if out == "there":
+                assert "discriminant, svc_linear, means, rocchio" in answer.json()["error"]
         assert client.get(f"{path}/export.csv").status_code == 200
         answers.append([one["round"]["results"] for one in rounds])
         if out == "there":
             with monkeypatch.context() as patch:
-                patch.setattr(index.store.vectors._client, "search", unavailable)
+                patch.setattr(index.codes.collection._client, "search", unavailable)
                 answer = client.post("/api/sessions", json={"images": [5], "count": 6})
             assert answer.status_code == 503
             assert "codes.db: it is down" in answer.json()["error"]
-            index.store.vectors.close()
+            index.codes.collection.close()
     for here, there in zip(*answers, strict=True):
         assert [one["image"] for one in here] == [one["image"] for one in there]
         np.testing.assert_allclose(

@@ -1,6 +1,6 @@
 """Distances, search and ranks against NumPy."""
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,10 +9,11 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cdist
 
 from air_jax.data import datasets
-from air_jax.search import baselines, exact_search, metrics
-from air_jax.search.exact_search import PADDING
+from air_jax.search import baselines, device_codes, distances, full_ranking, metrics
+from air_jax.search.device_codes import DeviceCodes
+from air_jax.search.full_ranking import PADDING
 
-RANKS = (exact_search.ranks_by_sorting, exact_search.ranks_by_bisection)
+RANKS = (full_ranking.ranks_by_sorting, full_ranking.ranks_by_bisection)
 
 
 def brute_force_order(queries, database):
@@ -32,7 +33,7 @@ def test_search_equals_brute_force_also_far_from_the_origin(offset):
     database = np.round(random_codes(0, 500) * 64) / 64 + np.float32(offset)
     queries = np.round(random_codes(1, 70) * 64) / 64 + np.float32(offset)
     order, distances = brute_force_order(queries, database)
-    found, positions = exact_search.search(exact_search.make_database(database), queries, 20)
+    found, positions = device_codes.search(DeviceCodes(database), queries, 20)
     expected = np.take_along_axis(distances, order, axis=1)[:, :20]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     own = np.take_along_axis(distances, positions, axis=1)
@@ -41,7 +42,7 @@ def test_search_equals_brute_force_also_far_from_the_origin(offset):
 
 def test_equal_distances_come_in_order_of_the_index():
     database = np.zeros((100, 8), np.float32)
-    _, positions = exact_search.search(exact_search.make_database(database), database[:3], 10)
+    _, positions = device_codes.search(DeviceCodes(database), database[:3], 10)
     np.testing.assert_array_equal(positions, np.tile(np.arange(10), (3, 1)))
 
 
@@ -63,6 +64,9 @@ def test_ranks_are_places_in_the_stable_sort_whatever_the_ties(distances, order,
             np.testing.assert_array_equal(ranks[row], expected)
 
 
+nearest = jax.jit(distances.nearest, static_argnames="k")
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     hnp.arrays(np.float32, (2, 700), elements=st.integers(-3, 9).map(float)),
@@ -70,7 +74,7 @@ def test_ranks_are_places_in_the_stable_sort_whatever_the_ties(distances, order,
 )
 def test_the_best_in_two_stages_are_those_of_the_stable_sort_whatever_the_ties(scores, k):
     scores[1, :650] = -np.inf  # marked
-    values, positions = exact_search.nearest(jnp.asarray(scores), k)
+    values, positions = nearest(scores, k)
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(positions, expected)
     np.testing.assert_array_equal(values, np.take_along_axis(scores, expected, axis=1))
@@ -90,22 +94,22 @@ def test_ranks_by_distance_equal_brute_force_for_any_block():
     items = np.random.default_rng(2).permuted(np.tile(np.arange(300), (37, 1)), axis=1)[:, :25]
     place = np.argsort(order, axis=1)
     expected = np.take_along_axis(place, items, axis=1)
-    prepared = exact_search.make_database(database)
+    prepared = DeviceCodes(database)
     for block in (1, 10, 64):
-        ranks = exact_search.ranks_by_distance(prepared, queries, items.astype(np.int32), block)
+        ranks = full_ranking.ranks_by_distance(prepared, queries, items.astype(np.int32), block)
         np.testing.assert_array_equal(ranks, expected)
 
 
 def test_relevant_items_are_the_members_of_the_class_padded():
-    items = exact_search.relevant_items(np.array([2, 0, 2]), np.array([0, 2, 1, 0, 0]))
+    items = full_ranking.relevant_items(np.array([2, 0, 2]), np.array([0, 2, 1, 0, 0]))
     assert items.tolist() == [[1, PADDING, PADDING], [0, 3, 4], [1, PADDING, PADDING]]
 
 
 def test_collapsed_codes_get_the_average_precision_of_the_tie_rule():
     labels = np.random.default_rng(0).integers(0, 5, 200)
-    database = exact_search.make_database(np.full((200, 8), 3.0))
-    items = exact_search.relevant_items(np.arange(5), labels)
-    ranks = exact_search.ranks_by_distance(database, np.full((5, 8), 3.0), items)
+    database = DeviceCodes(np.full((200, 8), 3.0))
+    items = full_ranking.relevant_items(np.arange(5), labels)
+    ranks = full_ranking.ranks_by_distance(database, np.full((5, 8), 3.0), items)
     for label in range(5):
         places = np.flatnonzero(labels == label)
         expected = np.mean(np.arange(1, len(places) + 1) / (places + 1))
@@ -117,7 +121,7 @@ def test_duplicates_do_not_flatter():
     # Each image occurs twice, the irrelevant copy first: it has to stay first.
     codes = np.repeat(random_codes(0, 50), 2, axis=0)
     relevant = np.arange(1, 100, 2, dtype=np.int32)[None]
-    ranks = exact_search.ranks_by_distance(exact_search.make_database(codes), codes[:1], relevant)
+    ranks = full_ranking.ranks_by_distance(DeviceCodes(codes), codes[:1], relevant)
     np.testing.assert_array_equal(np.sort(ranks[0]), np.arange(1, 100, 2))
 
 
@@ -131,47 +135,48 @@ def test_duplicates_do_not_flatter():
 )
 def test_unusable_database_codes_are_an_error(database, message):
     with pytest.raises(ValueError, match=message):
-        exact_search.make_database(database)
+        DeviceCodes(database)
 
 
 @pytest.mark.parametrize("k", [0, -1, 11])
 def test_k_out_of_range_is_an_error(k):
     codes = random_codes(0, 10)
     with pytest.raises(ValueError, match=f"k={k}: expected from 1 to the 10"):
-        exact_search.search(exact_search.make_database(codes), codes, k)
+        device_codes.search(DeviceCodes(codes), codes, k)
 
 
 def test_queries_that_do_not_fit_are_an_error():
-    database = exact_search.make_database(random_codes(0, 10, 16))
+    database = DeviceCodes(random_codes(0, 10, 16))
     with pytest.raises(ValueError, match="8 dimensions, the database's have 16"):
-        exact_search.search(database, random_codes(0, 3, 8), 1)
+        device_codes.search(database, random_codes(0, 3, 8), 1)
     with pytest.raises(ValueError, match="1 of 3 query codes hold NaN"):
-        exact_search.search(database, np.where(np.arange(3)[:, None] == 2, np.nan, np.ones(16)), 1)
+        device_codes.search(database, np.where(np.arange(3)[:, None] == 2, np.nan, np.ones(16)), 1)
 
 
 def test_float64_and_non_contiguous_codes_give_the_same_answer():
     codes = random_codes(0, 60)
-    _, expected = exact_search.search(exact_search.make_database(codes), codes[:9], 5)
+    _, expected = device_codes.search(DeviceCodes(codes), codes[:9], 5)
     strided = np.asfortranarray(np.repeat(codes.astype(np.float64), 2, axis=0))[::2]
-    _, positions = exact_search.search(exact_search.make_database(strided), strided[:9], 5)
+    _, positions = device_codes.search(DeviceCodes(strided), strided[:9], 5)
     np.testing.assert_array_equal(positions, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "expected"), [("pixels", 0.02382), ("pca", 0.02444)])
 def test_map_of_pixels_and_pca_on_cifar100_is_the_known_one(cifar100, name, expected):
     parts = datasets.split(cifar100, "official")
     codes = baselines.codes(name, *(cifar100.images[part] for part in parts), code_dim=128)
     labels = [cifar100.labels[part] for part in parts]
-    items = exact_search.relevant_items(labels[1], labels[0])
-    ranks = exact_search.ranks_by_distance(exact_search.make_database(codes[0]), codes[1], items)
+    items = full_ranking.relevant_items(labels[1], labels[0])
+    ranks = full_ranking.ranks_by_distance(DeviceCodes(codes[0]), codes[1], items)
     assert metrics.average_precision(ranks, 50_000).mean() == pytest.approx(expected, abs=2e-4)
 
 
 def test_the_standardised_metric_is_scikit_learns_seuclidean():
     database, queries = random_codes(0, 60), random_codes(1, 7)
     database[:, 3] = 0.5  # constant: divided by nothing
-    scaled = exact_search.for_metric("standardised", database, queries)
-    found, _ = exact_search.search(exact_search.make_database(scaled[0]), scaled[1], 60)
+    scaled = distances.for_metric("standardised", database, queries)
+    found, _ = device_codes.search(DeviceCodes(scaled[0]), scaled[1], 60)
     variance = database.var(axis=0)
     variance[3] = 1
     expected = np.sort(cdist(queries, database, "seuclidean", V=variance) ** 2, axis=1)
@@ -181,8 +186,8 @@ def test_the_standardised_metric_is_scikit_learns_seuclidean():
 def test_the_cosine_metric_is_scipys():
     database, queries = random_codes(0, 60), random_codes(1, 7)
     database[5] = 0
-    scaled = exact_search.for_metric("cosine", database, queries)
-    found, positions = exact_search.search(exact_search.make_database(scaled[0]), scaled[1], 59)
+    scaled = distances.for_metric("cosine", database, queries)
+    found, positions = device_codes.search(DeviceCodes(scaled[0]), scaled[1], 59)
     expected = cdist(queries, np.delete(database, 5, axis=0), "cosine")
     real = np.take_along_axis(found, np.argsort(positions, axis=1), axis=1)
     present = np.sort(positions, axis=1)
@@ -194,8 +199,8 @@ def test_the_cosine_metric_is_scipys():
 
 def test_the_inner_product_metric_orders_by_inner_products():
     database, queries = random_codes(0, 60), random_codes(1, 7)
-    scaled = exact_search.for_metric("inner_product", database, queries)
-    found, positions = exact_search.search(exact_search.make_database(scaled[0]), scaled[1], 60)
+    scaled = distances.for_metric("inner_product", database, queries)
+    found, positions = device_codes.search(DeviceCodes(scaled[0]), scaled[1], 60)
     products = queries.astype(np.float64) @ database.T.astype(np.float64)
     np.testing.assert_array_equal(positions, np.argsort(-products, axis=1))
     longest = np.square(database).sum(axis=1).max()
@@ -210,6 +215,7 @@ def test_the_inner_product_metric_orders_by_inner_products():
 )
 def test_products_are_compiled_for_their_precision(precision, compiled_for):
     """A CPU multiplies float32 whatever it is told; what an accelerator is told is this."""
-    database = exact_search.make_database(random_codes(0, 60))
-    lowered = exact_search.negative_distances.lower(random_codes(1, 7), database, precision)
+    codes = random_codes(0, 60)
+    lengths = np.square(codes).sum(axis=1)
+    lowered = distances.negative_distances.lower(random_codes(1, 7), codes, lengths, precision)
     assert compiled_for in lowered.as_text()

@@ -18,9 +18,9 @@ import numpy as np
 
 from air_jax.index.catalogue import Catalogue, codes_name
 from air_jax.runtime.atomic_files import read_npz, write_npz
-from air_jax.search import code_store
-from air_jax.search.milvus_store import MilvusStore, parse
-from air_jax.search.stored_space import StoredCodes
+from air_jax.search.codes import ROWS, statistics
+from air_jax.search.milvus_codes import MilvusCodes
+from air_jax.search.milvus_collection import Collection, parse
 
 KEYS_OF_VECTORS = 2**32  # one file of vectors has no more
 
@@ -33,7 +33,7 @@ def whole_address(address: str | None) -> str | None:
 @contextlib.contextmanager
 def opened(
     catalogue: Catalogue, address: str | None, storage: str, dimension: int
-) -> Iterator[MilvusStore | None]:
+) -> Iterator[Collection | None]:
     """The store of an index, made if it is not there; None without an address.
 
     Raises:
@@ -47,11 +47,11 @@ def opened(
         raise ValueError(f"--storage={storage}: a --store keeps float32")
     if "owner" not in catalogue.meta:
         catalogue.set_meta(owner=uuid.uuid4().hex)
-    with contextlib.closing(MilvusStore(address, dimension, catalogue.meta["owner"])) as store:
+    with contextlib.closing(Collection(address, dimension, catalogue.meta["owner"])) as store:
         yield store
 
 
-def about_store(catalogue: Catalogue, store: MilvusStore | None, content: str) -> dict[str, Any]:
+def about_store(catalogue: Catalogue, store: Collection | None, content: str) -> dict[str, Any]:
     """What an index says of its store: nothing without one.
 
     Args:
@@ -66,30 +66,30 @@ def about_store(catalogue: Catalogue, store: MilvusStore | None, content: str) -
     return {"store": store.address.text, "owner": owner, "first_key": KEYS_OF_VECTORS * number}
 
 
-def is_whole(store: MilvusStore, keys: np.ndarray) -> bool:
+def is_whole(store: Collection, keys: np.ndarray) -> bool:
     """Whether a store seems to hold these keys: as many in their range."""
     return store.count((int(keys.min()), int(keys.max()))) == len(keys)
 
 
 def write(
-    store: MilvusStore, keys: np.ndarray, codes: np.ndarray, out: Path, generation: int
+    store: Collection, keys: np.ndarray, codes: np.ndarray, out: Path, generation: int
 ) -> None:
     """Add what is missing of codes [N, D], which may be a memory map, and their statistics."""
-    mean, covariance, _ = code_store.statistics(codes)
+    mean, covariance, _ = statistics(codes)
     write_npz(out / f"{codes_name(generation)}.npz", mean=mean, covariance=covariance)
     missing = np.flatnonzero(~np.isin(keys, store.ids()))
-    for start in range(0, len(missing), code_store.ROWS):
-        rows = missing[start : start + code_store.ROWS]
+    for start in range(0, len(missing), ROWS):
+        rows = missing[start : start + ROWS]
         store.add(keys[rows], codes[rows])
 
 
-def delete_others(store: MilvusStore, keys: np.ndarray) -> None:
+def delete_others(store: Collection, keys: np.ndarray) -> None:
     """Delete what is not published."""
     if store.count() != len(keys):
         store.delete(np.setdiff1d(store.ids(), keys))
 
 
-def open_codes(path: Path, about: dict[str, Any], ids: np.ndarray) -> StoredCodes:
+def open_codes(path: Path, about: dict[str, Any], ids: np.ndarray) -> MilvusCodes:
     """The codes of what is published.
 
     Args:
@@ -108,7 +108,7 @@ def open_codes(path: Path, about: dict[str, Any], ids: np.ndarray) -> StoredCode
         raise ValueError(f"{file} is not of codes of {dimension} dimensions")
     keys = ids + about["first_key"]
     within = int(keys.min()), int(keys.max())
-    store = MilvusStore(about["store"], owner=about["owner"], within=within)
+    store = Collection(about["store"], owner=about["owner"], within=within)
     there = store.count()
     if store.dimension != dimension or there != len(keys):
         store.close()
@@ -116,4 +116,4 @@ def open_codes(path: Path, about: dict[str, Any], ids: np.ndarray) -> StoredCode
             f"{path} has {len(keys)} images with codes of {dimension}, {about['store']} has "
             f"{there} of {store.dimension}: run air_jax.index again, it continues"
         )
-    return StoredCodes(store, keys, arrays["mean"], arrays["covariance"])
+    return MilvusCodes(store, keys, arrays["mean"], arrays["covariance"])

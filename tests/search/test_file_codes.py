@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from air_jax.search import code_store, kernel_machines, scorers, streaming
+from air_jax.search import file_codes, scorers
+from air_jax.search.codes import WithExamples
+from air_jax.search.device_codes import DeviceCodes
 from air_jax.search.scorers import OUTSIDE, Kernel, Linear, Mixture, Near
-from air_jax.search.streaming import StreamedSpace
 
 DIMENSION, RANKINGS = 8, 3
 
@@ -15,15 +16,15 @@ DIMENSION, RANKINGS = 8, 3
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Of 700 images several tiles of several chunks, and a rest."""
-    monkeypatch.setattr(streaming, "ROWS", 384)
-    monkeypatch.setattr(streaming, "CHUNK", 64)
-    monkeypatch.setattr(streaming, "MARGIN", 30)
+    monkeypatch.setattr(file_codes, "TILE", 384)
+    monkeypatch.setattr(file_codes, "CHUNK", 64)
+    monkeypatch.setattr(file_codes, "MARGIN", 30)
 
 
 def make_store(path, storage="float32", size=700, seed=0):
     rng = np.random.default_rng(seed)
     codes = 2 * rng.normal(size=(size, DIMENSION)) + 5
-    return code_store.write(path / storage, codes.astype(np.float32), storage)
+    return file_codes.write(path / storage, codes.astype(np.float32), storage)
 
 
 def make_scorer(kind, store, seed=1):
@@ -38,9 +39,7 @@ def make_scorer(kind, store, seed=1):
     coefficients[:, ::3] = 0
     support = rng.normal(size=(RANKINGS, 12, DIMENSION)).astype(np.float32)
     values = rng.normal(size=(2, RANKINGS)).astype(np.float32)
-    machines = kernel_machines.Machine(
-        support, coefficients, values[0], np.full(RANKINGS, 0.1, np.float32)
-    )
+    machines = scorers.Machine(support, coefficients, values[0], np.full(RANKINGS, 0.1, np.float32))
     kernel = Kernel(machines, np.full((RANKINGS, 12), OUTSIDE))
     if kind == "kernel":
         return kernel
@@ -71,13 +70,13 @@ def true_scores(scorer, store):
 KINDS = ["near", "linear", "kernel", "mixture"]
 
 
-@pytest.mark.parametrize("storage", code_store.STORAGES)
+@pytest.mark.parametrize("storage", file_codes.STORAGES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("show", list(scorers.SHOW))
 def test_the_best_are_those_of_numpy(tmp_path, storage, kind, show):
     store = make_store(tmp_path, storage)
     scorer = make_scorer(kind, store)
-    found = StreamedSpace(store).search(scorer, 15, show=show)
+    found = store.top(scorer, 15, show=show)
     expected = np.asarray(scorers.SHOW[show](true_scores(scorer, store).astype(np.float32)))
     order = np.argsort(-expected, axis=1, kind="stable")[:, :15]
     np.testing.assert_array_equal(found.positions, order)
@@ -89,10 +88,10 @@ def test_the_best_are_those_of_numpy(tmp_path, storage, kind, show):
 def test_the_database_on_the_device_has_the_same_scores(tmp_path, kind):
     store = make_store(tmp_path)
     scorer = make_scorer(kind, store)
-    space = scorers.make_space(np.array(store.codes))
+    here = DeviceCodes(np.array(store.stored))
     expected = true_scores(scorer, store)
-    np.testing.assert_allclose(scorers.scores(space, scorer), expected, rtol=1e-4, atol=1e-4)
-    own = scorers.of_codes(scorer, store.centred(np.arange(700)), store.deviation)
+    np.testing.assert_allclose(here.scores(scorer), expected, rtol=1e-4, atol=1e-4)
+    own = scorers.of_codes(scorer, store.take(np.arange(700)), store.deviation)
     np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -110,9 +109,9 @@ def test_what_is_called_certain_is_right_however_coarse_the_codes(
     rng = np.random.default_rng(seed)
     codes = rng.normal(size=(500, DIMENSION)).astype(np.float32)
     codes[:3] *= rng.choice([1, 30, 1000])
-    store = code_store.write(tmp_path_factory.mktemp("s") / "store", codes, storage)
+    store = file_codes.write(tmp_path_factory.mktemp("s") / "store", codes, storage)
     scorer = make_scorer(kind, store, seed)
-    found = StreamedSpace(store).search(scorer, 4, show=show)
+    found = store.top(scorer, 4, show=show)
     expected = np.asarray(scorers.SHOW[show](true_scores(scorer, store).astype(np.float32)))
     best = -np.sort(-expected, axis=1)[:, :4]
     certain = found.certain
@@ -122,31 +121,30 @@ def test_what_is_called_certain_is_right_however_coarse_the_codes(
 def test_codes_too_coarse_to_be_sure_are_said_to_be(tmp_path):
     codes = np.random.default_rng(0).normal(size=(500, DIMENSION)).astype(np.float32)
     codes[0] = 1e4
-    coarse = code_store.write(tmp_path / "coarse", codes, "int8")
+    coarse = file_codes.write(tmp_path / "coarse", codes, "int8")
     near = Near(np.zeros((1, DIMENSION), np.float32))
-    assert not StreamedSpace(coarse).search(near, 4).certain.any()
+    assert not coarse.top(near, 4).certain.any()
     fine = make_store(tmp_path, "int8")
-    assert StreamedSpace(fine).search(near, 4).certain.all()
+    assert fine.top(near, 4).certain.all()
 
 
 def test_hidden_images_are_left_out(tmp_path):
     store = make_store(tmp_path, "int8")
-    scorer, space = make_scorer("near", store), StreamedSpace(store)
-    first = space.search(scorer, 20).positions
+    scorer = make_scorer("near", store)
+    first = store.top(scorer, 20).positions
     hidden = first[:, [0, 3, 5, 19]]
-    found = space.search(scorer, 16, hidden).positions
+    found = store.top(scorer, 16, hidden).positions
     for row in range(RANKINGS):
         assert found[row].tolist() == [x for x in first[row] if x not in hidden[row]]
-    np.testing.assert_array_equal(space.best_unmarked(scorer, hidden, 16), found)
 
 
-@pytest.mark.parametrize("storage", code_store.STORAGES)
+@pytest.mark.parametrize("storage", file_codes.STORAGES)
 def test_equal_scores_come_in_order_of_the_store(tmp_path, storage):
     rng = np.random.default_rng(0)
     half = rng.integers(-2, 3, (300, DIMENSION)).astype(np.float32)
-    store = code_store.write(tmp_path / "store", np.concatenate([half, -half]), storage)
+    store = file_codes.write(tmp_path / "store", np.concatenate([half, -half]), storage)
     points = rng.integers(-2, 3, (RANKINGS, DIMENSION)).astype(np.float32)
-    found = StreamedSpace(store).search(Near(points), 40)
+    found = store.top(Near(points), 40)
     expected = true_scores(Near(points), store)
     order = np.argsort(-expected, axis=1, kind="stable")[:, :40]
     if storage == "float32":
@@ -158,14 +156,14 @@ def test_equal_scores_come_in_order_of_the_store(tmp_path, storage):
 
 def test_all_images_can_be_asked_for_but_no_more(tmp_path):
     store = make_store(tmp_path, size=70)
-    scorer, space = make_scorer("near", store), StreamedSpace(store)
-    found = space.search(scorer, 70)
+    scorer = make_scorer("near", store)
+    found = store.top(scorer, 70)
     np.testing.assert_array_equal(np.sort(found.positions), np.tile(np.arange(70), (RANKINGS, 1)))
     hidden = np.tile(np.arange(10), (RANKINGS, 1))
-    assert np.sort(space.search(scorer, 60, hidden).positions)[0].tolist() == list(range(10, 70))
+    assert np.sort(store.top(scorer, 60, hidden).positions)[0].tolist() == list(range(10, 70))
     for k, without in ((71, None), (0, None), (-1, None), (61, hidden)):
         with pytest.raises(ValueError, match=f"k={k}: expected from 1 to the"):
-            space.search(scorer, k, without)
+            store.top(scorer, k, without)
 
 
 def test_idle_samples_are_dropped_without_changing_scores(tmp_path):
@@ -178,7 +176,7 @@ def test_idle_samples_are_dropped_without_changing_scores(tmp_path):
         support=np.random.default_rng(0).normal(size=(RANKINGS, 40, DIMENSION)).astype(np.float32),
     )
     padded = scorer._replace(kernel=Kernel(machines, np.full((RANKINGS, 40), OUTSIDE)))
-    fewer = streaming.without_idle_samples(padded)
+    fewer = scorers.without_idle_samples(padded)
     assert fewer.kernel.machines.coefficients.shape == (RANKINGS, 16)
     np.testing.assert_allclose(true_scores(fewer, store), true_scores(padded, store))
 
@@ -186,6 +184,6 @@ def test_idle_samples_are_dropped_without_changing_scores(tmp_path):
 def test_examples_outside_the_store_are_at_the_positions_after_it(tmp_path):
     store = make_store(tmp_path, size=70)
     examples = np.arange(2 * DIMENSION, dtype=np.float32).reshape(2, DIMENSION)
-    codes = StreamedSpace(store, examples).centred(np.array([[3, 71, 70]]))
+    codes = WithExamples(store, examples).take(np.array([[3, 71, 70]]))
     np.testing.assert_array_equal(codes[0, 1:], examples[::-1])
     np.testing.assert_allclose(codes[0, 0], store.exact[3] - store.mean)
