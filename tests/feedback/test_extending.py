@@ -5,8 +5,10 @@ import pytest
 
 from air_jax.feedback import learners, simulated_user
 from air_jax.feedback.engine import Engine
-from air_jax.feedback.learners import LEARNERS, Lesson, Marks, Space
-from air_jax.search import code_store, scorers
+from air_jax.feedback.learners import LEARNERS, Lesson, Marks
+from air_jax.search import file_codes
+from air_jax.search.codes import Codes
+from air_jax.search.device_codes import DeviceCodes
 from air_jax.search.scorers import Linear
 
 SIZE, QUERIES, DIMENSION, CLASSES = 240, 6, 8, 3
@@ -15,16 +17,16 @@ ROUNDS, MARKS = 3, 5
 
 # Step 1: a function of a database, queries and marks that returns a scorer.
 def mean_direction(
-    space: Space, queries: np.ndarray, marks: Marks, seeds: list[list[int]]
+    codes: Codes, queries: np.ndarray, marks: Marks, seeds: list[list[int]]
 ) -> Lesson:
     """Score along the line from the mean irrelevant to the mean relevant code, standardised."""
-    codes = space.centred(marks.positions) / space.scale
+    marked = codes.take(marks.positions) / codes.deviation
     relevant = marks.relevant[:, :, None]
-    positive = (queries / space.scale + np.where(relevant, codes, 0).sum(axis=1)) / (
+    positive = (queries / codes.deviation + np.where(relevant, marked, 0).sum(axis=1)) / (
         1 + relevant.sum(axis=1)
     )
     irrelevant = (~relevant).sum(axis=1)
-    negative = np.where(relevant, 0, codes).sum(axis=1) / np.maximum(irrelevant, 1)
+    negative = np.where(relevant, 0, marked).sum(axis=1) / np.maximum(irrelevant, 1)
     scorer = Linear((positive - negative).astype(np.float32), np.zeros(len(queries), np.float32))
     nothing = np.zeros((len(queries), 0), np.int64)
     return Lesson(scorer, learnt=irrelevant[:, 0] > 0, pseudo_negatives=nothing)
@@ -81,7 +83,7 @@ def test_the_simulated_user_plays_it_by_its_name(name, collection):
     codes, labels, queries, query_labels = collection
     found = simulated_user.simulate(
         name,
-        scorers.make_space(codes),
+        DeviceCodes(codes),
         queries,
         query_labels,
         labels,
@@ -97,7 +99,7 @@ def test_the_simulated_user_plays_it_by_its_name(name, collection):
 
 def test_the_engine_ranks_by_its_name(name, collection, tmp_path):
     codes, labels, queries, query_labels = collection
-    engine = Engine(code_store.write(tmp_path / "store", codes))
+    engine = Engine(file_codes.write(tmp_path / "store", codes))
     positions = np.arange(0, 40, 4)
     relevant = labels[positions] == query_labels[0]
     assert 0 < relevant.sum() < len(relevant)
@@ -114,7 +116,7 @@ def test_the_engine_ranks_by_its_name(name, collection, tmp_path):
 
 def test_marks_of_one_kind_keep_the_first_ranking(name, collection, tmp_path):
     codes, _, queries, _ = collection
-    engine = Engine(code_store.write(tmp_path / "store", codes))
+    engine = Engine(file_codes.write(tmp_path / "store", codes))
     no_examples = np.zeros((0, DIMENSION), np.float32)
     found = engine.next_round(
         name, queries[0], no_examples, np.array([1, 2]), np.array([True, True]), SIZE
