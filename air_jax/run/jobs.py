@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from air_jax.configs import default
-from air_jax.data import datasets, loaders
+from air_jax.data import datasets, loaders, splits
 from air_jax.feedback import simulated_user
 from air_jax.models import autoencoder, encode
 from air_jax.run.work_directory import flatten
@@ -89,14 +89,14 @@ def load(config: ml_collections.ConfigDict) -> Job:
         if data[key] < 0:
             raise ValueError(f"data.{key}={data[key]}: expected 0 or more")
     dataset = datasets.load(data.name, data.dir)
-    database, queries = datasets.split(dataset, data.split, data.split_seed, data.queries_per_class)
+    database, queries = splits.split(dataset, data.split, data.split_seed, data.queries_per_class)
     if data.size:
         dataset = datasets.shrink(dataset, data.size)
 
     def kept(positions: np.ndarray, count: int) -> np.ndarray:
         if not count:
             return positions
-        return datasets.keep_per_class(dataset.labels, positions, count, data.split_seed)
+        return splits.keep_per_class(dataset.labels, positions, count, data.split_seed)
 
     database = kept(database, data.keep_database_per_class)
     queries = kept(queries, data.keep_queries_per_class)

@@ -5,7 +5,7 @@ import pytest
 from conftest import class_images
 from sklearn.metrics import pairwise_distances
 
-from air_jax.data import datasets
+from air_jax.data import splits
 from air_jax.search import baselines, exact_search, kmeans, metrics
 
 
@@ -58,7 +58,7 @@ def test_images_too_small_for_patches_are_an_error_that_names_the_side():
 
 @pytest.mark.long
 def test_map_of_kmeans_codes_on_cifar100_is_the_known_one(cifar100):
-    database, queries = datasets.split(cifar100, "official")
+    database, queries = splits.split(cifar100, "official")
     images = cifar100.images
     codes = baselines.codes("kmeans", images[database], images[queries], code_dim=128)
     items = exact_search.relevant_items(cifar100.labels[queries], cifar100.labels[database])
