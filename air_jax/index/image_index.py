@@ -26,7 +26,7 @@ import PIL.Image
 
 from air_jax.index import catalogue, decoding, image_files, stored_index
 from air_jax.models import encode
-from air_jax.models.autoencoder import Net
+from air_jax.models.net import Net
 from air_jax.run import net_file
 from air_jax.runtime import sharding
 from air_jax.search.code_store import CodeStore

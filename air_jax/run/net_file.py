@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 import air_jax
 from air_jax.configs import default
-from air_jax.models.autoencoder import Net
+from air_jax.models.net import Net
 from air_jax.run.work_directory import CONFIG_FILE
 from air_jax.runtime import sharding
 from air_jax.runtime.atomic_files import read_checked_json, read_npz, write_npz
@@ -27,7 +27,7 @@ class KeptNet(NamedTuple):
     """A net and where it comes from.
 
     Attributes:
-        net: see `autoencoder.Net`.
+        net: see `net.Net`.
         about: {"name", "step", "fingerprint", "air_jax", "image_shape", "config"}, as JSON has it.
             The fingerprint is of the parameters, the config of the model, and the pixels' mean and
             deviation.

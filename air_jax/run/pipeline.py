@@ -7,7 +7,7 @@ import numpy as np
 
 from air_jax.feedback import learners, simulated_user
 from air_jax.models import encode
-from air_jax.models.autoencoder import count_parameters
+from air_jax.models.net import count_parameters
 from air_jax.run import report
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import (

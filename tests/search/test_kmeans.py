@@ -51,11 +51,6 @@ def test_codes_have_unit_length_so_that_l2_ranks_as_the_cosine():
     np.testing.assert_allclose(np.linalg.norm(database, axis=1), 1, rtol=1e-5)
 
 
-def test_images_too_small_for_patches_are_an_error_that_names_the_side():
-    with pytest.raises(ValueError, match=r"'kmeans' needs images of side 8 or more.*have 6"):
-        baselines.validate(("pixels", "kmeans"), image_side=6)
-
-
 @pytest.mark.long
 def test_map_of_kmeans_codes_on_cifar100_is_the_known_one(cifar100):
     database, queries = splits.split(cifar100, "official")
