@@ -25,9 +25,8 @@ import numpy as np
 import PIL.Image
 
 from air_jax.index import catalogue, decoding, image_files, stored_index
-from air_jax.models import encode
+from air_jax.models import encode, net_file
 from air_jax.models.net import Net
-from air_jax.run import net_file
 from air_jax.runtime import sharding
 from air_jax.search.code_store import CodeStore
 from air_jax.search.stored_space import StoredCodes
