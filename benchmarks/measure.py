@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from air_jax.configs import default, figure3
 
+from air_jax.configs import default, figure3
 from air_jax.models.net import Net
 from air_jax.training import loop
 from air_jax.training.optimizer import make_optimizer
