@@ -36,7 +36,9 @@ from air_jax.configs import default, figure3
 from air_jax.runtime import distributed, sharding
 from air_jax.search import device_codes, full_ranking
 from air_jax.search.device_codes import DeviceCodes
-from air_jax.training import loop, sgd
+from air_jax.training import loop
+from air_jax.training.optimizer import make_optimizer
+from air_jax.training.step import Phase, compile_step, initial_state
 from benchmarks import communication, measure
 
 # Processes and devices of each.
@@ -267,13 +269,13 @@ def _training(
     # To count, one copy of the net is enough, wherever it lies.
     home = sharding.make_mesh(jax.local_devices()[:1]) if count else mesh
     net = loop.new_net(config, IMAGE, half, half / 2, home)
-    optimizer = sgd.make_optimizer(config.train, TOTAL_STEPS)
+    optimizer = make_optimizer(config.train, TOTAL_STEPS)
     if count:
         net = net._replace(mean=half, std=half / 2)
-        state = jax.eval_shape(lambda: sgd.initial_state(net, optimizer, home))
+        state = jax.eval_shape(lambda: initial_state(net, optimizer, home))
     else:
-        state = sgd.initial_state(net, optimizer, mesh)
-    call, _ = sgd.compile_step(config, net, state, sgd.Phase(0, TOTAL_STEPS, None), IMAGE, mesh)
+        state = initial_state(net, optimizer, mesh)
+    call, _ = compile_step(config, net, state, Phase(0, TOTAL_STEPS, None), IMAGE, mesh)
     if count:
         return call.as_text(), None
     images = np.random.default_rng(0).integers(0, 256, (batch, *IMAGE), np.uint8)

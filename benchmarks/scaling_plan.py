@@ -21,7 +21,7 @@ import matplotlib
 import numpy as np
 
 from air_jax.configs import depth40
-from air_jax.models import autoencoder
+from air_jax.models.architecture import Architecture
 from benchmarks import scaling
 
 matplotlib.use("Agg")
@@ -84,7 +84,7 @@ def collective_seconds(kind: str, payload: float, devices: int, calls: float = 1
 
 def flops_per_image() -> int:
     """Of a training step of the paper's net: forward and twice as much backward."""
-    return 6 * autoencoder.multiplications(**depth40.get_config().model, image_shape=(32, 32, 3))
+    return 6 * Architecture(**depth40.get_config().model).multiplications()
 
 
 def step_seconds(batch_each: float, devices: int, train: dict[str, Any]) -> dict[str, float]:

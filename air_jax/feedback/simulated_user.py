@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from air_jax.feedback.learners import LEARNERS, Learner, Lesson, Marks
@@ -22,7 +21,6 @@ from air_jax.search.device_codes import DeviceCodes
 from air_jax.search.scorers import Near
 
 SCORES_BYTES = 2**30  # of the queries that are played at once; a few copies of it are made
-SHOW = ("best", "uncertain")
 TOP = 10  # images of each ranking that are kept for the report
 
 
@@ -300,32 +298,6 @@ def summarise(simulation: Simulation, query_labels: np.ndarray) -> list[dict[str
             entry.setdefault(f"{key}_reason", "no query has an unmarked relevant image left")
         summary.append(entry)
     return summary
-
-
-def validate(config: ml_collections.ConfigDict, database_size: int) -> None:
-    """Raise ValueError, naming the key, if `config.feedback` cannot be simulated."""
-    if not config.learners:
-        raise ValueError(f"feedback.learners is empty; expected some of {', '.join(LEARNERS)}")
-    for learner in config.learners:
-        if learner not in LEARNERS:
-            raise ValueError(f"feedback.learners: {learner!r} is not one of {', '.join(LEARNERS)}")
-    if config.show not in SHOW:
-        raise ValueError(f"feedback.show={config.show!r}: expected one of {', '.join(SHOW)}")
-    for key in ("queries", "seed"):
-        if config[key] < 0:
-            raise ValueError(f"feedback.{key}={config[key]}: expected 0 or more")
-    if config.rounds < 1 or config.marks_per_round < 1:
-        raise ValueError(
-            f"feedback.rounds={config.rounds}, feedback.marks_per_round={config.marks_per_round}: "
-            "expected at least 1 each"
-        )
-    if config.rounds * config.marks_per_round > database_size:
-        raise ValueError(
-            f"feedback.rounds={config.rounds} times "
-            f"feedback.marks_per_round={config.marks_per_round} are more images than the "
-            f"{database_size} of the database (data.queries_per_class and "
-            "data.keep_database_per_class say of how many)"
-        )
 
 
 def choose_queries(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

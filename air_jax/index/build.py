@@ -19,8 +19,8 @@ from air_jax.index.decode_pool import Task
 from air_jax.index.decoding import Decoded, Limits, read_file
 from air_jax.index.image_files import File
 from air_jax.index.image_index import NET_FILE, SHEET_FILE, SUMMARY_FILE
-from air_jax.models import encode
-from air_jax.run import net_file
+from air_jax.models import encode, net_file
+from air_jax.run import trained_net
 from air_jax.runtime import sharding
 from air_jax.runtime.atomic_files import locked, write_json
 from air_jax.runtime.progress import Progress, say
@@ -74,7 +74,7 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
         raise FileNotFoundError(f"--images={folder}: there is no such folder")
     started = time.monotonic()
     mesh = sharding.make_mesh()
-    kept = net_file.of_run(model, mesh)
+    kept = trained_net.of_run(model, mesh)
     made_from = {
         "kind": "images",
         "folder": str(folder.resolve()),

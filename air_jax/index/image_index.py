@@ -25,9 +25,8 @@ import numpy as np
 import PIL.Image
 
 from air_jax.index import catalogue, decoding, image_files, milvus_index
-from air_jax.models import encode
-from air_jax.models.autoencoder import Net
-from air_jax.run import net_file
+from air_jax.models import encode, net_file
+from air_jax.models.net import Net
 from air_jax.runtime import sharding
 from air_jax.search.codes import Codes
 from air_jax.search.file_codes import FileCodes

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from air_jax.models import autoencoder
+from air_jax.models.architecture import CONFIGURATIONS
 from air_jax.reproduce import claims, plots
 from air_jax.reproduce.claims import Values
 from air_jax.reproduce.sweep import Member
@@ -58,7 +58,7 @@ def _find(job: Job, members: list[Member], entries: list[dict[str, Any]]) -> dic
 
 def _place(configuration: str) -> int:
     """In the paper's order, each denoising variant after the one on clean images."""
-    names = [*autoencoder.CONFIGURATIONS]
+    names = [*CONFIGURATIONS]
     name = configuration.removesuffix(DENOISING)
     place = names.index(name) if name in names else len(names)
     return 2 * place + configuration.endswith(DENOISING)
@@ -79,7 +79,7 @@ def _claims(
             f"{BEST_DEPTH} layers are best in every configuration",
             [
                 compare((name, BEST_DEPTH), (name, depth))
-                for name in autoencoder.CONFIGURATIONS
+                for name in CONFIGURATIONS
                 for depth in depths
                 if depth != BEST_DEPTH
             ],

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import ml_collections
 import numpy as np
 
-from air_jax.models import autoencoder
+from air_jax.models.architecture import Architecture
 from air_jax.run import dry_run, jobs, pipeline
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import WorkDir, stage_keys
@@ -65,7 +65,7 @@ class Member(NamedTuple):
         return (
             steps
             * config.train.batch
-            * autoencoder.multiplications(**config.model, image_shape=shape)
+            * Architecture(**config.model, image_shape=shape).multiplications()
         )
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from air_jax.models import autoencoder
+from air_jax.models.architecture import configuration_name
 from air_jax.reproduce import claims, claims_page, sweep
 from air_jax.reproduce.claims import Values
 from air_jax.reproduce.sweep import Member
@@ -94,7 +94,7 @@ def write(
 def variant(member: Member) -> str:
     """The paper's name for a member's net, and whether it is trained on corrupted input."""
     model, train = member.job.config.model, member.job.config.train
-    name = autoencoder.configuration_name(model.pool, model.skip, model.input_residual)
+    name = configuration_name(model.pool, model.skip, model.input_residual)
     return (name or "other") + (DENOISING if train.corruption != "none" else "")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from air_jax.feedback import learners, simulated_user
 from air_jax.models import encode
-from air_jax.models.autoencoder import count_parameters
+from air_jax.models.net import count_parameters
 from air_jax.run import report
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import (
@@ -26,6 +26,7 @@ from air_jax.training import loop
 from air_jax.training.checkpoints import CHECKPOINTS
 from air_jax.training.loop import MODEL_FILE
 
+SIMULATED_BY = ("rounds", "marks_per_round", "queries", "seed", "show")  # of `config.feedback`
 RECONSTRUCTED = 10  # queries whose reconstructions are kept for the report
 
 
@@ -90,8 +91,9 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
 
 def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     batch = job.config.encode.batch
-    steps = workdir.result("train")["steps"]
-    net = loop.load_net(job.config, workdir.path, job.mesh, steps)
+    trained = workdir.result("train")
+    assert trained, "stages are done in order"
+    net = loop.load_net(job.config, workdir.path, job.mesh, trained["steps"])
     images = np.concatenate([job.database_images(), job.query_images()])
     encode.encode(net, images[:batch], job.mesh, batch, label=None)  # compiles
     started = time.monotonic()
@@ -119,6 +121,7 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     labels = codes["query_label"]
     items = full_ranking.relevant_items(labels, codes["database_label"])
     size = len(codes["database"])
+    metric, precision = job.config.retrieval.metric, job.config.retrieval.precision
 
     def ranks_of(name: str, database_codes: np.ndarray, query_codes: np.ndarray) -> np.ndarray:
         database = DeviceCodes(database_codes)
@@ -127,7 +130,6 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
             database, query_codes, items, label=label, precision=precision
         )
 
-    metric, precision = job.config.retrieval.metric, job.config.retrieval.precision
     compared = distances.for_metric(metric, codes["database"], codes["query"])
     # Compiles, so that the seconds below do not hold it.
     prepared = DeviceCodes(compared[0])
@@ -190,27 +192,23 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     metric = job.config.retrieval.metric
     database, queries = distances.for_metric(metric, codes["database"], codes["query"])
     searched = DeviceCodes(database)
-    result, left = {}, []
-    for learner in config.learners:
-        # A file for each learner: an interrupted stage goes on with the next.
-        name = f"{FEEDBACK_FOLDER}/{learner}.npz"
-        made_from = hash_of(
-            [
-                workdir.state("encode"),
-                learners.parameters(learner),
-                [
-                    config.rounds,
-                    config.marks_per_round,
-                    config.queries,
-                    config.seed,
-                    config.show,
-                    metric,
-                ],
-            ]
-        )
-        simulation = _load_simulation(workdir, name, made_from)
-        if not distributed.from_first(lambda held=simulation: held is not None):
-            simulation = simulated_user.simulate(
+    encoded, settings = workdir.state("encode"), [config[key] for key in SIMULATED_BY]
+    # A file for each learner: an interrupted stage goes on with the next.
+    names = {learner: f"{FEEDBACK_FOLDER}/{learner}.npz" for learner in config.learners}
+    made_from = {
+        learner: hash_of([encoded, learners.parameters(learner), [*settings, metric]])
+        for learner in names
+    }
+    kept = {
+        learner: found
+        for learner, name in names.items()
+        if (found := _load_simulation(workdir, name, made_from[learner]))
+    }
+    waiting = distributed.from_first(lambda: [learner for learner in names if learner not in kept])
+    result = {}
+    for learner, name in names.items():
+        if learner in waiting:
+            kept[learner] = simulated_user.simulate(
                 learner,
                 searched,
                 queries[chosen],
@@ -221,15 +219,19 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
                 seed=config.seed,
                 show=config.show,
             )
-            workdir.write_npz(name, made_from=made_from, query=chosen, **simulation._asdict())
-        left.append(name)
+            workdir.write_npz(
+                name,
+                made_from=np.array(made_from[learner]),
+                query=chosen,
+                **kept[learner]._asdict(),
+            )
         result[learner] = {
             "params": learners.parameters(learner),
             "marks_per_round": config.marks_per_round,
             "queries": len(chosen),
-            "rounds": simulated_user.summarise(simulation, labels),
+            "rounds": simulated_user.summarise(kept[learner], labels),
         }
-    return result, left
+    return result, [*names.values()]
 
 
 def _load_simulation(

@@ -62,18 +62,6 @@ def codes(
     return reduced(of_database), reduced(of_queries)
 
 
-def validate(names: tuple[str, ...], image_side: int) -> None:
-    """Raise ValueError if a name is unknown, or cannot be had of images of this side."""
-    for name in names:
-        if name not in NAMES:
-            raise ValueError(f"retrieval.baselines: {name!r} is not one of {', '.join(NAMES)}")
-    if "kmeans" in names and image_side < SMALLEST_SIDE:
-        raise ValueError(
-            f"retrieval.baselines: 'kmeans' needs images of side {SMALLEST_SIDE} or more, "
-            f"these have {image_side} (data.size); leave it out"
-        )
-
-
 def pixel_codes(images: np.ndarray) -> np.ndarray:
     """Images [N, S, S, C] uint8 as they are: [N, S*S*C] float32 in [0, 1]."""
     return images.reshape(len(images), -1).astype(np.float32) / 255

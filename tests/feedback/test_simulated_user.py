@@ -8,7 +8,6 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics import average_precision_score
 from sklearn.svm import SVC
 
-from air_jax.configs import default
 from air_jax.feedback import learners, simulated_user
 from air_jax.feedback.learners import LEARNERS
 from air_jax.search.device_codes import DeviceCodes
@@ -361,26 +360,6 @@ def test_chosen_queries_are_as_many_of_each_class():
     assert (np.bincount(labels[chosen]) == 5).all()
     assert len(set(chosen.tolist())) == 50
     assert simulated_user.choose_queries(labels, 0, seed=1).tolist() == list(range(300))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"learners": ("svc", "svn")}, "'svn' is not one of none, svc"),
-        ({"learners": ()}, "feedback.learners is empty"),
-        ({"rounds": 0}, "feedback.rounds=0"),
-        ({"show": "worst"}, "feedback.show='worst'"),
-        ({"queries": -5}, "feedback.queries=-5"),
-        ({"seed": -1}, "feedback.seed=-1"),
-        ({"marks_per_round": 0}, "feedback.marks_per_round=0"),
-        ({"rounds": 6, "marks_per_round": 20}, "more images than the 100"),
-    ],
-)
-def test_feedback_that_cannot_be_simulated_is_an_error(change, message):
-    config = default.get_config().feedback
-    config.update(change)
-    with pytest.raises(ValueError, match=message):
-        simulated_user.validate(config, database_size=100)
 
 
 def test_a_constant_code_dimension_does_no_harm():

@@ -23,7 +23,7 @@ from air_jax.index import build, contact_sheet, decode_pool, decoding
 from air_jax.index.build import Options
 from air_jax.index.image_index import ImageIndex
 from air_jax.models import encode
-from air_jax.run import net_file
+from air_jax.run import trained_net
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +60,7 @@ def copied(folder, made, tmp_path) -> tuple[Path, Path]:
 
 def test_codes_are_those_of_the_net_and_details_those_of_the_files(folder, made, trained_run, mesh):
     index = ImageIndex(made)
-    net = net_file.of_run(trained_run, mesh).net
+    net = trained_net.of_run(trained_run, mesh).net
     images = index.images(index.ids.tolist())
     shape = tuple(index.about["model"]["image_shape"])
     assert shape == (32, 32, 3)

@@ -5,7 +5,7 @@ import pytest
 from conftest import class_images
 from sklearn.metrics import pairwise_distances
 
-from air_jax.data import datasets
+from air_jax.data import splits
 from air_jax.search import baselines, full_ranking, metrics
 from air_jax.search.device_codes import DeviceCodes
 
@@ -68,15 +68,10 @@ def test_codes_have_unit_length_so_that_l2_ranks_as_the_cosine():
     np.testing.assert_allclose(np.linalg.norm(database, axis=1), 1, rtol=1e-5)
 
 
-def test_images_too_small_for_patches_are_an_error_that_names_the_side():
-    with pytest.raises(ValueError, match=r"'kmeans' needs images of side 8 or more.*have 6"):
-        baselines.validate(("pixels", "kmeans"), image_side=6)
-
-
 @pytest.mark.long
 def test_map_of_kmeans_codes_on_cifar100_is_the_known_one(cifar100, monkeypatch):
     monkeypatch.setattr(baselines, "CENTROIDS", CENTROIDS)
-    database, queries = datasets.split(cifar100, "official")
+    database, queries = splits.split(cifar100, "official")
     images = cifar100.images
     codes = baselines.codes("kmeans", images[database], images[queries], code_dim=128)
     items = full_ranking.relevant_items(cifar100.labels[queries], cifar100.labels[database])

@@ -1,4 +1,4 @@
-"""One step of SGD (paper, section III.1, "Training parameters"), and its compilation."""
+"""One step of training: the loss, its gradient, the update; and its compilation."""
 
 import time
 from collections.abc import Callable
@@ -13,10 +13,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from air_jax.data.loaders import Batches
-from air_jax.models import autoencoder
-from air_jax.models.autoencoder import Net
+from air_jax.models.autoencoder import pair_parameters
+from air_jax.models.net import Net, parameter_names
 from air_jax.runtime import sharding
+from air_jax.training.optimizer import make_optimizer, norms
 
+CORRUPTIONS = ("none", "mask", "noise")
 MASK_BLOCK = 4  # pixels
 
 
@@ -36,6 +38,10 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState
 
 
+# A state and the metrics of the steps to it.
+Stepped = tuple[TrainState, dict[str, jax.Array]]
+
+
 class Phase(NamedTuple):
     """A stretch of training with one objective.
 
@@ -48,60 +54,6 @@ class Phase(NamedTuple):
     start: int
     end: int
     pair: int | None
-
-
-def learning_rate(train: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
-    """Linear warm-up over `warmup_steps` (half of all at most), then constant or a cosine to 0."""
-    warmup = min(train.warmup_steps, total_steps // 2)
-    if train.lr_schedule == "constant":
-        after = optax.constant_schedule(train.learning_rate)
-    else:
-        after = optax.cosine_decay_schedule(train.learning_rate, total_steps - warmup)
-    if not warmup:
-        return after
-    # (step + 1) / warmup of the full rate: the first step learns, the last one in full.
-    step = train.learning_rate / warmup
-    ramp = optax.linear_schedule(step, train.learning_rate + step, warmup)
-    return optax.join_schedules([ramp, after], [warmup])
-
-
-def make_optimizer(
-    train: ml_collections.ConfigDict, total_steps: int
-) -> optax.GradientTransformation:
-    """SGD with momentum; clipping by global norm and weight decay where they are not zero."""
-    parts = []
-    if train.clip_norm:
-        parts.append(_clip_by_global_norm(train.clip_norm))
-    if train.weight_decay:
-        parts.append(optax.add_decayed_weights(train.weight_decay))
-    parts.append(optax.sgd(learning_rate(train, total_steps), momentum=train.momentum or None))
-    return optax.chain(*parts)
-
-
-def _clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm`, with the norms that are logged: they are computed once."""
-
-    def update(
-        updates: nnx.State, state: optax.EmptyState, params: nnx.State | None = None
-    ) -> tuple[nnx.State, optax.EmptyState]:
-        norm = jnp.linalg.norm(norms(updates))
-        scale = jnp.where(norm < max_norm, 1.0, max_norm / norm)
-        return jax.tree.map(lambda leaf: leaf * scale, updates), state
-
-    return optax.GradientTransformation(optax.init_empty_state, update)
-
-
-def norms(tree: nnx.State) -> jax.Array:
-    """The norm of each leaf, float32 [P].
-
-    As inner products: a reduction of a large array to one number is slow in XLA on a CPU.
-    """
-
-    def squared(leaf: jax.Array) -> jax.Array:
-        axes = tuple(range(leaf.ndim))
-        return jax.lax.dot_general(leaf, leaf, ((axes, axes), ((), ())), precision="highest")
-
-    return jnp.sqrt(jnp.stack([squared(leaf) for leaf in jax.tree.leaves(tree)]))
 
 
 def corrupt(images: jax.Array, kind: str, amount: float, key: jax.Array) -> jax.Array:
@@ -131,7 +83,7 @@ def train_step(
     corruption: str = "none",
     corruption_amount: float = 0.0,
     pair: int | None = None,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+) -> Stepped:
     """One step of SGD on the mean squared error (eq 4, 5).
 
     Args:
@@ -179,19 +131,13 @@ def train_step(
 
 def _of_pair(tree: nnx.State, pair: int, net: Net) -> nnx.State:
     """Gradients or updates of one pair's parameters, zero for all others."""
-    prefixes = autoencoder.pair_parameters(pair, net.depth)
+    prefixes = pair_parameters(pair, net.depth)
     leaves, structure = jax.tree.flatten(tree)
     kept = [
         leaf if name.startswith(prefixes) else jnp.zeros_like(leaf)
         for name, leaf in zip(parameter_names(tree), leaves, strict=True)
     ]
     return jax.tree.unflatten(structure, kept)
-
-
-def parameter_names(params: nnx.State) -> list[str]:
-    """Dotted names of all parameters: `encoder.convs.0.conv.kernel`, ..."""
-    paths = [path for path, _ in nnx.to_flat_state(params)]
-    return [".".join(map(str, path)) for path in paths]
 
 
 def initial_state(net: Net, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -209,9 +155,8 @@ def compile_step(
     net: Net,
     state: TrainState,
     phase: Phase,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     mesh: Mesh,
-    together: int = 1,
     steps: int = 1,
     resident_images: int = 0,
 ) -> tuple[jax.stages.Compiled, float]:
@@ -220,14 +165,12 @@ def compile_step(
     Args:
         config: the run's.
         net: gives structure and standardisation.
-        state: of one net, or of `together` nets, stacked.
+        state: before the first step.
         phase: of the training.
         image_shape: (S, S, C).
         mesh: devices to train on.
-        together: nets that are trained in one call; state, images and key then have a leading axis
-            for them.
         steps: done in one call. Several are a loop on the device.
-        resident_images: of the set that they take their batches from.
+        resident_images: of the set that several steps take their batches from.
 
     Returns:
         run(state, batch, key) and the seconds that compiling took. `batch` is [B, S, S, C] uint8,
@@ -241,41 +184,29 @@ def compile_step(
         corruption_amount=config.train.corruption_amount,
         pair=phase.pair,
     )
-    rows, of_nets, keys = sharding.by_rows(mesh), (), jax.random.key(0)
-    if together > 1:
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
-        one_step = _of_each_net(one_step, together) if on_cpu else jax.vmap(one_step)
-        rows = sharding.by_columns(mesh)
-        of_nets, keys = (together,), jnp.stack([keys] * together)
-    whole, batch = sharding.replicated(mesh), (*of_nets, config.train.batch)
+    whole, rows, batch = sharding.replicated(mesh), sharding.by_rows(mesh), config.train.batch
 
     # The names are those that profiles and logs of compilations show.
-    def train_one_step(
-        state: TrainState, images: jax.Array, key: jax.Array
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_one_step(state: TrainState, images: jax.Array, key: jax.Array) -> Stepped:
         state, metrics = one_step(state, images, key)
         return state, {name: value[None] for name, value in metrics.items()}
 
-    def train_steps(
-        state: TrainState, batches: Batches, key: jax.Array
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        def body(
-            state: TrainState, positions: jax.Array
-        ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_steps(state: TrainState, batches: Batches, key: jax.Array) -> Stepped:
+        def body(state: TrainState, positions: jax.Array) -> Stepped:
             images = jax.lax.with_sharding_constraint(batches.images[positions], rows)
             return one_step(state, images, key)
 
         return jax.lax.scan(body, state, batches.positions)
 
-    if steps == 1:
-        function, split = train_one_step, rows
-        shapes = jax.ShapeDtypeStruct((*batch, *image_shape), jnp.uint8)
-    else:
-        function, split = train_steps, Batches(whole, sharding.of_steps(rows))
-        shapes = Batches(
-            jax.ShapeDtypeStruct((resident_images, *image_shape), jnp.uint8),
-            jax.ShapeDtypeStruct((steps, *batch), jnp.int32),
-        )
+    function: Callable[..., Stepped] = train_one_step
+    split: Any = rows
+    shapes: Any = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
+    if steps > 1:
+        function = train_steps
+        split = Batches._make((whole, sharding.by_columns(mesh)))
+        set_of_images = jax.ShapeDtypeStruct((resident_images, *image_shape), jnp.uint8)
+        positions = jax.ShapeDtypeStruct((steps, batch), jnp.int32)
+        shapes = Batches._make((set_of_images, positions))
     jitted = jax.jit(
         function,
         donate_argnums=0,
@@ -283,21 +214,5 @@ def compile_step(
         out_shardings=(whole, whole),
     )
     started = time.monotonic()
-    compiled = jitted.lower(state, shapes, keys).compile()
+    compiled = jitted.lower(state, shapes, jax.random.key(0)).compile()
     return compiled, time.monotonic() - started
-
-
-def _of_each_net(one_step: Callable[..., Any], nets: int) -> Callable[..., Any]:
-    """As `jax.vmap(one_step)`, one net after another.
-
-    `vmap` makes one grouped convolution of several nets' convolutions. XLA's for CPUs is slow at
-    those, and gathers every map of a batch that is split over devices for them.
-    """
-
-    def run(*arguments: Any) -> Any:
-        results = [
-            one_step(*jax.tree.map(lambda leaf, i=i: leaf[i], arguments)) for i in range(nets)
-        ]
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
-
-    return run
