@@ -52,7 +52,6 @@ def get_config():
         "figure": "choices",
         "name": "choices_small",
         "seeds": (0, 1, 2),
-        "seeds_together": False,
         "nets": nets,
         # What each is compared with, in the order of the table.
         "compared_with": tuple((name, BASE) for name in (BASE, *CHANGES))

@@ -53,7 +53,6 @@ def get_config():
         "figure": "figure3",
         "name": "reproduction",  # its folder under runs/, shared with figure4
         "seeds": (0, 1, 2),
-        "seeds_together": False,
         "depths": DEPTHS,
         "nets": nets(),
     }

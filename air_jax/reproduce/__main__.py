@@ -99,7 +99,7 @@ def _run(config: ml_collections.ConfigDict, path: Path) -> list[str]:
     cache.keep_compilations()
     failed = []
     if "members" in _STAGES.value:
-        failed = sweep.run(chosen, figure.stages, config.sweep.seeds_together)
+        failed = sweep.run(chosen, figure.stages)
     if "report" in _STAGES.value:
         _report(figure, job, members, path)
     if distributed.is_first():

@@ -25,8 +25,6 @@ from air_jax.runtime.atomic_files import hash_of, read_npz, write_json, write_np
 from air_jax.runtime.progress import duration, say
 from air_jax.search.baselines import WITHOUT_NET
 from air_jax.training import loop
-from air_jax.training.checkpoints import CHECKPOINTS, newest_step
-from air_jax.training.training_log import NonFiniteError
 
 MEMBERS_FOLDER = "members"
 ERROR_FILE = "error.json"
@@ -134,13 +132,12 @@ def prepare(members: list[Member], anew: bool) -> None:
     distributed.barrier()
 
 
-def run(members: list[Member], stages: tuple[str, ...], seeds_together: bool = False) -> list[str]:
+def run(members: list[Member], stages: tuple[str, ...]) -> list[str]:
     """Do the stages of every member that are not done yet.
 
     Args:
         members: to do, in this order.
         stages: of `work_directory.STAGES`.
-        seeds_together: train the seeds of a net in one step (`loop.train_together`).
 
     Returns:
         The names of the members that failed; why is in each one's `error.json`.
@@ -157,8 +154,6 @@ def run(members: list[Member], stages: tuple[str, ...], seeds_together: bool = F
     started = time.monotonic()
     for number, member in enumerate(waiting, start=1):
         say(f"\n[{number}/{len(waiting)}] {member.name}")
-        if seeds_together:
-            _train_seeds([m for m in waiting[number - 1 :] if m.net == member.net])
         if error := _do(member, stages):
             say(f"{member.name} failed ({error}); the others go on")
             failed.append(member.name)
@@ -187,35 +182,6 @@ def _do(member: Member, stages: tuple[str, ...]) -> str | None:
     if distributed.is_first():
         error_file.unlink(missing_ok=True)
     return None
-
-
-def _train_seeds(members: list[Member]) -> None:
-    """Train seeds of one net together, where two or more are as far; else leave them as they are.
-
-    Each one's train stage then finds its training complete.
-    """
-    found = distributed.from_first(
-        lambda: [
-            newest_step(member.workdir.path / CHECKPOINTS) or 0
-            if member.workdir.why_redo("train")
-            else None
-            for member in members
-        ]
-    )
-    waiting = [member for member, step in zip(members, found, strict=True) if step is not None]
-    if len(waiting) < 2 or len({step for step in found if step is not None}) > 1:
-        return
-    job = waiting[0].job
-    say(f"training seeds {', '.join(str(member.seed) for member in waiting)} together")
-    directories = {member.seed: member.workdir.path for member in waiting}
-    images = job.dataset.images[job.training_positions()]
-    with contextlib.ExitStack() as stack:
-        for member in waiting:
-            stack.enter_context(member.workdir.opened())
-        try:
-            loop.train_together(job.config, images, job.mesh, directories)
-        except NonFiniteError as error:
-            say(f"{error}\nthese seeds go on one by one")
 
 
 def error_of(member: Member) -> str | None:

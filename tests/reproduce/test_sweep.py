@@ -35,7 +35,6 @@ def config(small_config, small_arrays):
         "figure": "figure3",
         "name": "test",
         "seeds": (0, 1, 2),
-        "seeds_together": False,
         "depths": (4, 6),
         "nets": NETS,
     }
@@ -136,19 +135,6 @@ def test_a_failing_member_is_reported_and_the_others_go_on(config, tmp_path):
     assert "NonFiniteError" in failed["map_reason"]
     assert sum(member["map"] is not None for member in found["members"]) == 1
     assert "depth4/classic/seed0: NonFiniteError" in (tmp_path / "claims.md").read_text()
-
-
-def test_seeds_trained_together_give_the_members_that_each_would_be_alone(config, tmp_path):
-    config.sweep.nets = {"depth4/classic": NETS["depth4/classic"]}
-    config.sweep.seeds = (0, 1)
-    maps = []
-    for together in (False, True):
-        folder = tmp_path / str(together)
-        _, members = members_of(config, folder)
-        assert sweep.run(members, figure3.FIGURE.stages, seeds_together=together) == []
-        _, found = report(config, folder)
-        maps.append([member["map"] for member in found["members"]])
-    assert maps[0] == pytest.approx(maps[1], abs=0.01)
 
 
 def test_a_member_of_a_changed_training_is_an_error_before_any_work(config, tmp_path):

@@ -144,16 +144,12 @@ def test_other_text_and_unknown_groups_are_errors():
         communication.collectives(unknown)
 
 
-def compiled_step(config, mesh, together=1, **options):
+def compiled_step(config, mesh, **options):
     half = np.full(3, 0.5, np.float32)
     net = loop.new_net(config, (8, 8, 3), half, half / 2, mesh)
     state = sgd.initial_state(net, sgd.make_optimizer(config.train, 10), mesh)
-    if together > 1:
-        state = jax.tree.map(lambda leaf: jnp.stack([leaf] * together), state)
     phase = sgd.Phase(0, 10, None)
-    compiled, _ = sgd.compile_step(
-        config, net, state, phase, (8, 8, 3), mesh, together=together, **options
-    )
+    compiled, _ = sgd.compile_step(config, net, state, phase, (8, 8, 3), mesh, **options)
     text = compiled.as_text()
     return communication.collectives(text), autoencoder.count_parameters(net.params)
 
@@ -168,12 +164,6 @@ def test_a_training_step_sends_its_gradients_and_its_loss_once(small_config, mes
 def test_several_steps_in_a_call_send_as_much_as_single_ones(small_config, mesh4):
     each, parameters = compiled_step(small_config, mesh4, steps=5, resident_images=32)
     assert communication.totals(each)["payload_bytes"] == 5 * 4 * (parameters + 1)
-
-
-def test_nets_trained_together_send_no_maps(small_config, mesh4):
-    each, parameters = compiled_step(small_config, mesh4, together=3)
-    assert {one.kind for one in each} == {"all-reduce"}
-    assert communication.totals(each)["payload_bytes"] == 3 * 4 * (parameters + 1)
 
 
 def test_sharded_search_gathers_what_each_device_found_and_ranks_are_two_sums(mesh4):
