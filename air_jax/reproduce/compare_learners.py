@@ -10,7 +10,6 @@ recorded set is what decides: the images that the first retrieval shows, 20 in e
 """
 
 import hashlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,11 @@ from air_jax.configs import default
 from air_jax.feedback import simulated_user
 from air_jax.feedback.learners import LEARNERS, Learner
 from air_jax.feedback.simulated_user import Simulation
+from air_jax.reproduce.kept_results import KeptResults
 from air_jax.run import jobs
 from air_jax.run.work_directory import CONFIG_FILE
 from air_jax.runtime import cache, command_line
-from air_jax.runtime.atomic_files import read_checked_json, read_npz, write_checked_json, write_json
+from air_jax.runtime.atomic_files import read_checked_json, read_npz, write_json
 from air_jax.runtime.progress import say
 from air_jax.search import baselines, exact_search, metrics, scorers
 
@@ -64,34 +64,6 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
         for away in (0.5, 1.0, 2.0)
     ],
 }
-
-
-class Parts:
-    """What has been found so far, in a file, so that a stopped comparison continues.
-
-    Args:
-        path: of the file.
-        inputs: what the comparison is of; parts of other inputs, or damaged ones, are done anew.
-    """
-
-    def __init__(self, path: Path, inputs: dict[str, Any]):
-        self.path, self.inputs = path, inputs
-        self.found: dict[str, Any] = {}
-        try:
-            held = read_checked_json(path)
-            self.found = held["found"] if held["inputs"] == inputs else {}
-        except FileNotFoundError:
-            pass
-        except (ValueError, KeyError) as error:
-            say(f"{error}; starting anew")
-
-    def of(self, name: str, work: Callable[[], Any]) -> Any:
-        """What `work` returns, a JSON value; done only if it is not there under this name."""
-        if name not in self.found:
-            say(name)
-            self.found[name] = work()
-            write_checked_json(self.path, {"inputs": self.inputs, "found": self.found})
-        return self.found[name]
 
 
 class Collection:
@@ -135,7 +107,7 @@ class Collection:
         )
 
 
-def choose(collection: Collection, parts: Parts) -> dict[str, dict[str, Any]]:
+def choose(collection: Collection, kept: KeptResults) -> dict[str, dict[str, Any]]:
     """The constants of each learner in `GRIDS` with the best residual mAP on the recorded marks.
 
     Returns:
@@ -145,20 +117,22 @@ def choose(collection: Collection, parts: Parts) -> dict[str, dict[str, Any]]:
     for name, grid in GRIDS.items():
         tried = []
         for constants in grid:
-            work = partial(_residual_map, collection, partial(LEARNERS[name], **constants))
-            residual = parts.of(f"validation queries: {name} {constants}", work)
+            called = f"validation queries: {name} {constants}"
+            learner = partial(LEARNERS[name], **constants)
+            residual = kept.get(called, partial(_residual_map, called, collection, learner))
             tried.append({"constants": constants, "residual_map": residual})
         best = max(tried, key=lambda entry: entry["residual_map"])
         chosen[name] = best | {"tried": tried}
     return chosen
 
 
-def _residual_map(collection: Collection, learner: Learner) -> float:
+def _residual_map(called: str, collection: Collection, learner: Learner) -> float:
+    say(called)
     return float(np.nanmean(collection.play(learner, recorded=True).residual_ap[:, 1:]))
 
 
 def compare(
-    collection: Collection, chosen: dict[str, dict[str, Any]], parts: Parts
+    collection: Collection, chosen: dict[str, dict[str, Any]], kept: KeptResults
 ) -> dict[str, Any]:
     """Every learner on held-out queries; by learner and kind of session, a list over rounds."""
     found: dict[str, Any] = {}
@@ -170,16 +144,18 @@ def compare(
         kinds: dict[str, dict[str, Any]] = {"own": {}, "recorded": {"recorded": True}}
         if name.startswith(("svc", "ridge", "discriminant")) and name != "svc_distance":
             kinds["uncertain"] = {"show": "uncertain"}
-        found[name] = {
-            kind: parts.of(
-                f"held-out queries: {name}, {kind}", partial(_rounds, collection, learner, **how)
-            )
-            for kind, how in kinds.items()
-        }
+        found[name] = {}
+        for kind, how in kinds.items():
+            called = f"held-out queries: {name}, {kind}"
+            work = partial(_rounds, called, collection, learner, **how)
+            found[name][kind] = kept.get(called, work)
     return found
 
 
-def _rounds(collection: Collection, learner: Learner, **how: Any) -> list[dict[str, Any]]:
+def _rounds(
+    called: str, collection: Collection, learner: str | Learner, **how: Any
+) -> list[dict[str, Any]]:
+    say(called)
     simulation = collection.play(learner, **how)
     return [_round(simulation, number, collection) for number in range(collection.rounds + 1)]
 
@@ -241,7 +217,9 @@ def codes_of(path: Path, of: str) -> dict[str, np.ndarray]:
         FileNotFoundError: the file, or the run's config beside it, is not there.
         ValueError: the file lacks an array, or is of other images than its config loads.
     """
-    names = {part: f"untrained_{part}" if of == "untrained" else part for part in ROLES}
+    names: dict[str, str] = {
+        part: f"untrained_{part}" if of == "untrained" else part for part in ROLES
+    }
     labels = [f"{part}_label" for part in ROLES]
     held = read_npz(path, (*names.values(), *labels))
     if of in baselines.WITHOUT_NET:
@@ -268,15 +246,15 @@ def _run() -> None:
     out = Path(_OUT.value)
     inputs = {"codes": hashlib.sha256(b"".join(held[key].tobytes() for key in held)).hexdigest()}
     inputs |= {flag.name: flag.value for flag in (_QUERIES, _VALIDATION, _ROUNDS, _MARKS, _METRIC)}
-    parts = Parts(out / "parts.json", inputs)
+    results = KeptResults(out / "parts.json", inputs)
     asked = simulated_user.choose_queries(labels, _VALIDATION.value, seed=0)
     rest = np.setdiff1d(np.arange(len(labels)), asked)
     sizes = _ROUNDS.value, _MARKS.value
     validation = Collection(database[rest], labels[rest], database[asked], labels[asked], *sizes)
-    chosen = choose(validation, parts)
+    chosen = choose(validation, results)
     kept = simulated_user.choose_queries(query_labels, _QUERIES.value, seed=0)
     held_out = Collection(database, labels, queries[kept], query_labels[kept], *sizes)
-    found = compare(held_out, chosen, parts)
+    found = compare(held_out, chosen, results)
     best = winner(found)
     content = {"winner": best, "queries": len(kept), "chosen": chosen, "learners": found}
     write_json(out / "compare.json", content)

@@ -5,11 +5,11 @@ member, `<net>/seed<n>`. What is done is not done again, and a member that fails
 the others go on.
 """
 
-import contextlib
 import copy
 import json
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,18 +17,19 @@ import ml_collections
 import numpy as np
 
 from air_jax.models import autoencoder
+from air_jax.reproduce.kept_results import KeptResults
 from air_jax.run import dry_run, jobs, pipeline
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import WorkDir, stage_keys
 from air_jax.runtime import distributed
-from air_jax.runtime.atomic_files import hash_of, read_npz, write_json, write_npz
+from air_jax.runtime.atomic_files import write_json
 from air_jax.runtime.progress import duration, say
 from air_jax.search.baselines import WITHOUT_NET
 from air_jax.training import loop
 
 MEMBERS_FOLDER = "members"
 ERROR_FILE = "error.json"
-BASELINES_FILE = "baselines.npz"
+BASELINES_FILE = "baselines.json"
 
 
 class Member(NamedTuple):
@@ -199,19 +200,16 @@ def baselines_ap(job: Job, folder: Path) -> dict[str, np.ndarray]:
         job: the sweep's.
         folder: where they are kept.
     """
-    held: dict[str, np.ndarray] = {}
     data = {k: v for k, v in stage_keys(job.config, "train").items() if k.startswith("data.")}
-    made_from = hash_of([job.dataset.fingerprint(), data, job.config.model.code_dim])
-    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged file is made again
-        held = read_npz(folder / BASELINES_FILE, ("made_from",))
-    if str(held.get("made_from")) != made_from:
-        held = {"made_from": np.array(made_from)}
-    for name in WITHOUT_NET:
-        if name not in held:
-            held[name] = pipeline.baseline_ap(name, job)
-            if distributed.is_first():
-                write_npz(folder / BASELINES_FILE, **held)
-    return {name: held[name] for name in WITHOUT_NET}
+    made_from = {"images": job.dataset.fingerprint(), "code_dim": job.config.model.code_dim, **data}
+    kept = KeptResults(folder / BASELINES_FILE, made_from)
+    return {
+        name: np.array(kept.get(name, partial(_baseline_ap, name, job))) for name in WITHOUT_NET
+    }
+
+
+def _baseline_ap(name: str, job: Job) -> list[float]:
+    return pipeline.baseline_ap(name, job).tolist()
 
 
 def describe(members: list[Member], stages: tuple[str, ...]) -> str:

@@ -11,6 +11,7 @@ from sklearn.decomposition import PCA
 
 from air_jax.feedback.learners import LEARNERS
 from air_jax.reproduce import compare_learners
+from air_jax.reproduce.kept_results import KeptResults
 from air_jax.run import jobs, work_directory
 from air_jax.runtime.atomic_files import write_checked_json, write_json
 
@@ -83,11 +84,8 @@ def test_a_stopped_comparison_continues_with_what_is_missing(codes, tmp_path):
 
     again = (tmp_path / "compare.json").read_text()
     assert without_seconds(again) == without_seconds(whole)
-    assert (
-        compare_learners.Parts(tmp_path / "parts.json", inputs).found.keys()
-        == parts["found"].keys()
-    )
-    assert compare_learners.Parts(tmp_path / "parts.json", inputs | {"marks": 4}).found == {}
+    assert KeptResults(tmp_path / "parts.json", inputs).found.keys() == parts["found"].keys()
+    assert KeptResults(tmp_path / "parts.json", inputs | {"marks": 4}).found == {}
 
 
 @pytest.fixture
