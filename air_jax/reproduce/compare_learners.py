@@ -10,7 +10,7 @@ recorded set is what decides: the images that the first retrieval shows, 20 in e
 import hashlib
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,9 @@ from air_jax.run.work_directory import CONFIG_FILE
 from air_jax.runtime.atomic_files import read_checked_json, read_npz, write_json
 from air_jax.runtime.progress import say
 from air_jax.search import baselines, exact_search, metrics, scorers
+from air_jax.search.scorers import Space
 
-ROLES = ("database", "query")
+LABELS = ("database_label", "query_label")
 # What is tried for each learner; the others are compared as they are.
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "svc_balanced": [{"C": C} for C in (0.1, 1.0, 10.0)],
@@ -48,11 +49,11 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-class Collection:
-    """Codes of a database and of queries, with the sessions that the first retrieval leads to.
+class Collection(NamedTuple):
+    """A database, queries, and how feedback goes.
 
-    Args:
-        database: codes [N, D].
+    Attributes:
+        space: the database's codes [N, D].
         labels: [N].
         queries: codes [Q, D].
         query_labels: [Q].
@@ -60,22 +61,15 @@ class Collection:
         marks: in each.
     """
 
-    def __init__(
-        self,
-        database: np.ndarray,
-        labels: np.ndarray,
-        queries: np.ndarray,
-        query_labels: np.ndarray,
-        rounds: int,
-        marks: int,
-    ):
-        self.space = scorers.make_space(database)
-        self.labels, self.queries, self.query_labels = labels, queries, query_labels
-        self.rounds, self.marks = rounds, marks
-        self.first = self.play("none")
+    space: Space
+    labels: np.ndarray
+    queries: np.ndarray
+    query_labels: np.ndarray
+    rounds: int
+    marks: int
 
-    def play(self, learner: str | Learner, recorded: bool = False, **others: Any) -> Simulation:
-        """Sessions with a learner, on its own rounds or on the recorded marks."""
+    def play(self, learner: str | Learner, **others: Any) -> Simulation:
+        """Sessions with a learner; `others` as of `simulated_user.simulate`."""
         return simulated_user.simulate(
             learner,
             self.space,
@@ -84,7 +78,6 @@ class Collection:
             self.labels,
             rounds_count=self.rounds,
             marks_per_round=self.marks,
-            recorded=self.first.marked if recorded else None,
             **others,
         )
 
@@ -95,66 +88,62 @@ def choose(collection: Collection, kept: KeptResults) -> dict[str, dict[str, Any
     Returns:
         By learner {"constants", "residual_map", "tried": a list of both}.
     """
+    marks = collection.play("none").marked
+
+    def residual_map(called: str, learner: Learner) -> float:
+        say(called)
+        return float(np.nanmean(collection.play(learner, recorded=marks).residual_ap[:, 1:]))
+
     chosen = {}
     for name, grid in GRIDS.items():
         tried = []
         for constants in grid:
             called = f"validation queries: {name} {constants}"
-            learner = partial(LEARNERS[name], **constants)
-            residual = kept.get(called, partial(_residual_map, called, collection, learner))
-            tried.append({"constants": constants, "residual_map": residual})
+            work = partial(residual_map, called, partial(LEARNERS[name], **constants))
+            tried.append({"constants": constants, "residual_map": kept.get(called, work)})
         best = max(tried, key=lambda entry: entry["residual_map"])
         chosen[name] = best | {"tried": tried}
     return chosen
-
-
-def _residual_map(called: str, collection: Collection, learner: Learner) -> float:
-    say(called)
-    return float(np.nanmean(collection.play(learner, recorded=True).residual_ap[:, 1:]))
 
 
 def compare(
     collection: Collection, chosen: dict[str, dict[str, Any]], kept: KeptResults
 ) -> dict[str, Any]:
     """Every learner on held-out queries; by learner and kind of session, a list over rounds."""
+    marks = collection.play("none").marked
+
+    def rounds(called: str, learner: Learner, how: dict[str, Any]) -> list[dict[str, Any]]:
+        say(called)
+        played = collection.play(learner, **how)
+        return [_round(played, n, collection.query_labels) for n in range(collection.rounds + 1)]
+
     found: dict[str, Any] = {}
-    for name, learner in LEARNERS.items():
-        if name == "none":
-            continue
+    for name in (name for name in LEARNERS if name != "none"):
+        learner = LEARNERS[name]
         if name in chosen:
             learner = partial(learner, **chosen[name]["constants"])
-        kinds: dict[str, dict[str, Any]] = {"own": {}, "recorded": {"recorded": True}}
+        kinds: dict[str, dict[str, Any]] = {"own": {}, "recorded": {"recorded": marks}}
         if name.startswith(("svc", "ridge", "discriminant")) and name != "svc_distance":
             kinds["uncertain"] = {"show": "uncertain"}
         found[name] = {}
         for kind, how in kinds.items():
             called = f"held-out queries: {name}, {kind}"
-            work = partial(_rounds, called, collection, learner, **how)
-            found[name][kind] = kept.get(called, work)
+            found[name][kind] = kept.get(called, partial(rounds, called, learner, how))
     return found
 
 
-def _rounds(
-    called: str, collection: Collection, learner: str | Learner, **how: Any
-) -> list[dict[str, Any]]:
-    say(called)
-    simulation = collection.play(learner, **how)
-    return [_round(simulation, number, collection) for number in range(collection.rounds + 1)]
-
-
-def _round(simulation: Simulation, number: int, collection: Collection) -> dict[str, Any]:
-    gain = simulation.residual_ap[:, number] - simulation.baseline_residual_ap[:, number]
-    drawn = int(simulation.pseudo_negatives[:, number].sum())
+def _round(played: Simulation, number: int, labels: np.ndarray) -> dict[str, Any]:
+    gain = played.residual_ap[:, number] - played.baseline_residual_ap[:, number]
     return {
         "round": number,
-        "map": metrics.mean(simulation.ap[:, number]),
-        "residual_map": metrics.mean(simulation.residual_ap[:, number]),
+        "map": metrics.mean(played.ap[:, number]),
+        "residual_map": metrics.mean(played.residual_ap[:, number]),
         "residual_gain": metrics.mean(gain),
-        "residual_gain_ci95": metrics.bootstrap_interval(gain, collection.query_labels),
-        "pseudo_negatives": drawn,
-        "pseudo_negatives_relevant": int(simulation.pseudo_relevant[:, number].sum()),
-        "unconverged": int(simulation.unconverged[number]),
-        "seconds": float(simulation.seconds[number]),
+        "residual_gain_ci95": metrics.bootstrap_interval(gain, labels),
+        "pseudo_negatives": int(played.pseudo_negatives[:, number].sum()),
+        "pseudo_negatives_relevant": int(played.pseudo_relevant[:, number].sum()),
+        "unconverged": int(played.unconverged[number]),
+        "seconds": float(played.seconds[number]),
     }
 
 
@@ -189,30 +178,28 @@ def table(found: dict[str, Any]) -> str:
 def codes_of(path: Path, of: str) -> dict[str, np.ndarray]:
     """Codes and labels of database and queries, from a run's file or made of its images.
 
+    Returns:
+        "database" [N, D] and "query" [Q, D] float32, "database_label" [N] and "query_label" [Q].
+
     Raises:
         FileNotFoundError: the file, or the run's config beside it, is not there.
         ValueError: the file lacks an array, or is of other images than its config loads.
     """
-    names: dict[str, str] = {
-        part: f"untrained_{part}" if of == "untrained" else part for part in ROLES
-    }
-    labels = [f"{part}_label" for part in ROLES]
-    held = read_npz(path, (*names.values(), *labels))
+    prefix = "untrained_" if of == "untrained" else ""
+    names = f"{prefix}database", f"{prefix}query"
+    held = read_npz(path, (*names, *LABELS))
+    database, query = (held[name] for name in names)
     if of in baselines.WITHOUT_NET:
         config = default.get_config()
         kept = read_checked_json(path.parent / CONFIG_FILE)["config"]
-        config.update_from_flattened_dict(
-            {key: value for key, value in kept.items() if key.startswith("data.")}
-        )
+        data = {key: value for key, value in kept.items() if key.startswith("data.")}
+        config.update_from_flattened_dict(data)
         job = jobs.load(config)
         if not np.array_equal(job.dataset.labels[job.database], held["database_label"]):
             raise ValueError(f"{path} is of other images than {CONFIG_FILE} beside it loads")
-        dimension = held["database"].shape[1]
         images = job.database_images(), job.query_images()
-        made = baselines.codes(of, *images, dimension)
-        held |= dict(zip(ROLES, made, strict=True))
-        names = {part: part for part in ROLES}
-    return {part: held[name] for part, name in names.items()} | {key: held[key] for key in labels}
+        database, query = baselines.codes(of, *images, database.shape[1])
+    return {"database": database, "query": query} | {key: held[key] for key in LABELS}
 
 
 def run(
@@ -255,11 +242,12 @@ def run(
     results = KeptResults(out / "parts.json", inputs)
     asked = simulated_user.choose_queries(labels, validation, seed=0)
     rest = np.setdiff1d(np.arange(len(labels)), asked)
-    sizes = rounds, marks
-    drawn = Collection(database[rest], labels[rest], database[asked], labels[asked], *sizes)
+    space = scorers.make_space(database[rest])
+    drawn = Collection(space, labels[rest], database[asked], labels[asked], rounds, marks)
     chosen = choose(drawn, results)
     kept = simulated_user.choose_queries(query_labels, queries, seed=0)
-    held_out = Collection(database, labels, queried[kept], query_labels[kept], *sizes)
+    space = scorers.make_space(database)
+    held_out = Collection(space, labels, queried[kept], query_labels[kept], rounds, marks)
     found = compare(held_out, chosen, results)
     best = winner(found)
     content = {"winner": best, "queries": len(kept), "chosen": chosen, "learners": found}

@@ -9,27 +9,22 @@ import copy
 import json
 import time
 import traceback
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import ml_collections
-import numpy as np
 
 from air_jax.models import autoencoder
-from air_jax.reproduce.kept_results import KeptResults
 from air_jax.run import dry_run, jobs, pipeline
 from air_jax.run.jobs import Job
-from air_jax.run.work_directory import WorkDir, stage_keys
+from air_jax.run.work_directory import WorkDir
 from air_jax.runtime import distributed
 from air_jax.runtime.atomic_files import write_json
 from air_jax.runtime.progress import duration, say
-from air_jax.search.baselines import WITHOUT_NET
 from air_jax.training import loop
 
 MEMBERS_FOLDER = "members"
 ERROR_FILE = "error.json"
-BASELINES_FILE = "baselines.json"
 
 
 class Member(NamedTuple):
@@ -191,25 +186,6 @@ def error_of(member: Member) -> str | None:
         return json.loads((member.workdir / ERROR_FILE).read_text())["error"]
     except FileNotFoundError:
         return None
-
-
-def baselines_ap(job: Job, folder: Path) -> dict[str, np.ndarray]:
-    """Average precision [Q] by codes that need no net, made once for the sweep, by name.
-
-    Args:
-        job: the sweep's.
-        folder: where they are kept.
-    """
-    data = {k: v for k, v in stage_keys(job.config, "train").items() if k.startswith("data.")}
-    made_from = {"images": job.dataset.fingerprint(), "code_dim": job.config.model.code_dim, **data}
-    kept = KeptResults(folder / BASELINES_FILE, made_from)
-    return {
-        name: np.array(kept.get(name, partial(_baseline_ap, name, job))) for name in WITHOUT_NET
-    }
-
-
-def _baseline_ap(name: str, job: Job) -> list[float]:
-    return pipeline.baseline_ap(name, job).tolist()
 
 
 def describe(members: list[Member], stages: tuple[str, ...]) -> str:

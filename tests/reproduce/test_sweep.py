@@ -11,8 +11,10 @@ from conftest import ROOT, class_images
 from program import ENVIRONMENT
 from sklearn.metrics import average_precision_score
 
-from air_jax.reproduce import ablation, figure3, figure4, plots, sweep, sweep_report
-from air_jax.run import jobs
+from air_jax.reproduce import figures, plots, sweep
+from air_jax.reproduce import report as reports
+from air_jax.reproduce.figures import FIGURES
+from air_jax.run import jobs, pipeline
 from air_jax.run.work_directory import CODES_FILE, RETRIEVAL_FILE
 from air_jax.runtime.atomic_files import read_npz
 from air_jax.training import loop
@@ -22,6 +24,8 @@ NETS = {
     "depth4/asymmetric-pool": {"model": {"depth": 4, "pool": True, "skip": "asymmetric"}},
     "depth6/classic": {"model": {"depth": 6, "pool": True, "skip": "none"}},
 }
+
+STAGES = FIGURES["figure3"].stages
 
 
 @pytest.fixture
@@ -46,10 +50,9 @@ def members_of(config, folder):
     return job, sweep.make_members(job, folder)
 
 
-def report(config, folder, figure=figure3.FIGURE):
+def report(config, folder):
     job, members = members_of(config, folder)
-    baselines = sweep.baselines_ap(job, folder)
-    written = sweep_report.write(figure, job, members, baselines, folder)
+    written = reports.write(job, members, figures.baselines(job, folder), folder)
     return written, json.loads((folder / written[0]).read_text())
 
 
@@ -62,7 +65,7 @@ def without_times(found):
 def test_a_sweep_writes_members_claims_and_pictures(config, tmp_path):
     del config.sweep.nets["depth6/classic"]
     _, members = members_of(config, tmp_path)
-    assert sweep.run(members, figure3.FIGURE.stages) == []
+    assert sweep.run(members, STAGES) == []
     written, found = report(config, tmp_path)
     assert written == ["figure3.json", "figure3.png", "curves.png", "gradients.png", "claims.md"]
     assert all((tmp_path / name).stat().st_size > 500 for name in written)
@@ -84,19 +87,20 @@ def test_a_sweep_writes_members_claims_and_pictures(config, tmp_path):
 
 def test_baselines_of_a_sweep_have_the_map_that_scikit_learn_gives(config, tmp_path):
     job, _ = members_of(config, tmp_path)
-    found = sweep.baselines_ap(job, tmp_path)["pixels"]
+    found = pipeline.baseline_ap("pixels", job)
     codes = [i.reshape(len(i), -1) / 255 for i in (job.database_images(), job.query_images())]
     for query, label, ap in zip(codes[1], job.query_labels(), found, strict=True):
         distances = np.linalg.norm(codes[0] - query, axis=1)
         relevant = job.dataset.labels[job.database] == label
         assert ap == pytest.approx(average_precision_score(relevant, -distances), abs=1e-4)
+    assert figures.baselines(job, tmp_path)["pixels"]["map"] == pytest.approx(found.mean())
 
 
 def test_a_sweep_stopped_and_continued_equals_an_uninterrupted_one(config, tmp_path, monkeypatch):
     config.sweep.seeds = (0, 1)
     del config.sweep.nets["depth6/classic"]
     _, members = members_of(config, tmp_path / "whole")
-    sweep.run(members, figure3.FIGURE.stages)
+    sweep.run(members, STAGES)
     _, whole = report(config, tmp_path / "whole")
 
     steps = 0
@@ -112,15 +116,15 @@ def test_a_sweep_stopped_and_continued_equals_an_uninterrupted_one(config, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(loop.TrainingLog, "add", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            sweep.run(members, figure3.FIGURE.stages)
+            sweep.run(members, STAGES)
     _, between = report(config, tmp_path / "parts")
     assert sum(member["map"] is not None for member in between["members"]) == 1
     assert between["members"][-1]["map_reason"] == "not done yet"
-    assert "3 to do" in sweep.describe(members, figure3.FIGURE.stages)
-    sweep.run(members, figure3.FIGURE.stages)
+    assert "3 to do" in sweep.describe(members, STAGES)
+    sweep.run(members, STAGES)
     _, parts = report(config, tmp_path / "parts")
     assert without_times(parts) == without_times(whole)
-    assert "0 to do" in sweep.describe(members, figure3.FIGURE.stages)
+    assert "0 to do" in sweep.describe(members, STAGES)
 
 
 def test_a_failing_member_is_reported_and_the_others_go_on(config, tmp_path):
@@ -128,7 +132,7 @@ def test_a_failing_member_is_reported_and_the_others_go_on(config, tmp_path):
     del config.sweep.nets["depth6/classic"]
     config.sweep.nets["depth4/classic"].train = {"learning_rate": 1e30, "clip_norm": 0.0}
     _, members = members_of(config, tmp_path)
-    assert sweep.run(members, figure3.FIGURE.stages) == ["depth4/classic/seed0"]
+    assert sweep.run(members, STAGES) == ["depth4/classic/seed0"]
     _, found = report(config, tmp_path)
     failed = next(m for m in found["members"] if m["name"] == "depth4/classic/seed0")
     assert failed["map"] is None
@@ -139,7 +143,7 @@ def test_a_failing_member_is_reported_and_the_others_go_on(config, tmp_path):
 
 def test_a_member_of_a_changed_training_is_an_error_before_any_work(config, tmp_path):
     _, members = members_of(config, tmp_path)
-    sweep.run(members[:1], figure3.FIGURE.stages)
+    sweep.run(members[:1], STAGES)
     sweep.prepare(members, anew=False)
     config.train.learning_rate = 0.01
     _, members = members_of(config, tmp_path)
@@ -192,8 +196,8 @@ def test_figure4_compares_methods_on_their_own_codes_and_the_baseline_on_airs(co
         "SSCAIR": "depth4/classic",
     }
     _, members = members_of(config, tmp_path)
-    assert sweep.run(members, figure4.FIGURE.stages) == []
-    written, found = report(config, tmp_path, figure4.FIGURE)
+    assert sweep.run(members, FIGURES["figure4"].stages) == []
+    written, found = report(config, tmp_path)
     assert written == ["figure4.json", "figure4.png", "claims.md"]
     rows = {(row["method"], row["learner"]): row["rounds"] for row in found["methods"]}
     assert len(rows) == 8
@@ -217,8 +221,8 @@ def test_choices_are_compared_in_pairs_with_their_base_by_both_metrics(config, t
     config.sweep.nets = {"base": NETS["depth4/classic"], "deeper": NETS["depth6/classic"]}
     config.sweep.compared_with = (("base", "base"), ("deeper", "base"))
     _, members = members_of(config, tmp_path)
-    assert sweep.run(members, ablation.FIGURE.stages) == []
-    written, found = report(config, tmp_path, ablation.FIGURE)
+    assert sweep.run(members, STAGES) == []
+    written, found = report(config, tmp_path)
     assert written == ["choices.json", "choices.png", "choices.md"]
     rows = {(row["net"], row["metric"]): row for row in found["choices"]}
     assert len(rows) == 4
