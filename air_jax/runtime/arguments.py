@@ -4,7 +4,6 @@ Processes that decode images import this module, so it imports no JAX.
 """
 
 import argparse
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from absl import logging
@@ -33,10 +32,23 @@ class Arguments(argparse.ArgumentParser):
         super().__init__(
             f"python -m {module}", description=about, formatter_class=_Help, allow_abbrev=False
         )
-        self.add_argument(
-            "--verbosity", metavar="N", type=int, default=logging.WARNING,
-            help="from 1 on, an error comes with its traceback",
-        )  # fmt: skip
+        self.number(
+            "--verbosity", logging.WARNING, "from 1 on, with the traceback of errors", -3, 9
+        )
+
+    def number(
+        self, flag: str, default: int | None, about: str, lowest: int, highest: int | None = None
+    ) -> None:
+        """Take a flag whose value is a whole number from `lowest` on, or up to `highest`."""
+        expected = f"from {lowest} " + ("on" if highest is None else f"to {highest}")
+
+        def read(text: str) -> int:
+            value = int(text) if text.removeprefix("-").isdecimal() else lowest - 1
+            if value < lowest or (highest is not None and value > highest):
+                raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number {expected}")
+            return value
+
+        self.add_argument(flag, metavar="N", type=read, default=default, help=about)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """What was given, and the arguments that the parser does not know."""
@@ -47,19 +59,6 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and exit."""
         self.exit(FAILED, f"error: {message}\n")
-
-
-def whole_number(lowest: int, highest: int | None = None) -> Callable[[str], int]:
-    """What reads a whole number from `lowest` on, up to `highest` if it is given."""
-    expected = f"from {lowest} " + ("on" if highest is None else f"to {highest}")
-
-    def read(text: str) -> int:
-        number = int(text) if text.removeprefix("-").isdecimal() else None
-        if number is None or number < lowest or (highest is not None and number > highest):
-            raise argparse.ArgumentTypeError(f"expected a whole number {expected}, found {text!r}")
-        return number
-
-    return read
 
 
 def names(text: str) -> list[str]:
