@@ -10,7 +10,7 @@ from pathlib import Path
 
 import ml_collections
 
-from air_jax.reproduce import figures, report, sweep
+from air_jax.reproduce import figures, pages, sweep
 from air_jax.reproduce.figures import FIGURES
 from air_jax.run import jobs
 from air_jax.runtime import cache, command_line, distributed
@@ -122,8 +122,8 @@ def _report(job: jobs.Job, members: list[sweep.Member], path: Path) -> None:
     baselines = figures.baselines(job, path)
     if not distributed.is_first():
         return
-    written = report.write(job, members, baselines, path)
-    summary = (path / written[-1]).read_text().partition(report.DETAILS)[0].strip()
+    written = pages.write(job, members, baselines, path)
+    summary = (path / written[-1]).read_text().partition(pages.DETAILS)[0].strip()
     say(f"\n{summary}\n")
     say(", ".join(str(path / name) for name in written))
 

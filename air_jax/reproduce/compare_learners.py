@@ -53,7 +53,7 @@ class Collection(NamedTuple):
     """A database, queries, and how feedback goes.
 
     Attributes:
-        space: the database's codes [N, D].
+        codes: the database's, [N, D].
         labels: [N].
         queries: codes [Q, D].
         query_labels: [Q].
@@ -61,7 +61,7 @@ class Collection(NamedTuple):
         marks: in each.
     """
 
-    space: Space
+    codes: Space
     labels: np.ndarray
     queries: np.ndarray
     query_labels: np.ndarray
@@ -72,7 +72,7 @@ class Collection(NamedTuple):
         """Sessions with a learner; `others` as of `simulated_user.simulate`."""
         return simulated_user.simulate(
             learner,
-            self.space,
+            self.codes,
             self.queries,
             self.query_labels,
             self.labels,
@@ -242,12 +242,12 @@ def run(
     results = KeptResults(out / "parts.json", inputs)
     asked = simulated_user.choose_queries(labels, validation, seed=0)
     rest = np.setdiff1d(np.arange(len(labels)), asked)
-    space = scorers.make_space(database[rest])
-    drawn = Collection(space, labels[rest], database[asked], labels[asked], rounds, marks)
+    searched = scorers.make_space(database[rest])
+    drawn = Collection(searched, labels[rest], database[asked], labels[asked], rounds, marks)
     chosen = choose(drawn, results)
     kept = simulated_user.choose_queries(query_labels, queries, seed=0)
-    space = scorers.make_space(database)
-    held_out = Collection(space, labels, queried[kept], query_labels[kept], rounds, marks)
+    searched = scorers.make_space(database)
+    held_out = Collection(searched, labels, queried[kept], query_labels[kept], rounds, marks)
     found = compare(held_out, chosen, results)
     best = winner(found)
     content = {"winner": best, "queries": len(kept), "chosen": chosen, "learners": found}

@@ -13,8 +13,7 @@ from sklearn.metrics import average_precision_score
 from air_jax import main
 from air_jax.configs import default
 from air_jax.reproduce import __main__ as reproduce
-from air_jax.reproduce import figures, plots, sweep
-from air_jax.reproduce import report as reports
+from air_jax.reproduce import figures, pages, plots, sweep
 from air_jax.reproduce.figures import FIGURES
 from air_jax.run import jobs, pipeline
 from air_jax.run.work_directory import CODES_FILE, RETRIEVAL_FILE
@@ -82,7 +81,7 @@ def members_of(config, folder):
 
 def report(config, folder):
     job, members = members_of(config, folder)
-    written = reports.write(job, members, figures.baselines(job, folder), folder)
+    written = pages.write(job, members, figures.baselines(job, folder), folder)
     return written, json.loads((folder / written[0]).read_text())
 
 
