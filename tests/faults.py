@@ -420,7 +420,7 @@ KINDS = (
     Kind("figures by query", "*per_query.npz", _npz),
     Kind("results.json", "*results.json", _json),
     Kind("picture", "*.png", _bytes),
-    Kind("baselines of a sweep", "baselines.npz", _npz),
+    Kind("baselines of a sweep", "baselines.json", _json),
     Kind("findings of a sweep", "figure[34].json", _json),
     Kind("claims of a sweep", "claims.md", _claims),
     Kind("why a member failed", "*error.json", _json),

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from air_jax.configs import default  # noqa: E402
-from benchmarks import measure, roofline, scaling_plan, table, train_throughput  # noqa: E402
+from benchmarks import measure, roofline, table, train_throughput  # noqa: E402
 
 TINY = {
     "train_throughput": ["--width=4", "--batches=8", "--rounds=2"],
@@ -171,37 +171,8 @@ def scaling_results() -> dict:
     return json.loads((ROOT / "benchmarks" / "results" / "scaling_cpu.json").read_text())
 
 
-def test_the_page_about_scaling_holds_what_its_script_computes_from_the_results():
-    page = (ROOT / "docs" / "scaling.md").read_text()
-    assert scaling_plan.fill(page, scaling_plan.tables(scaling_results())) == page
-
-
 def test_the_results_about_scaling_count_the_gradients_of_the_papers_net_and_its_loss():
     steps = [row for row in scaling_results()["rows"] if row["depth"] == 40]
     parameters = 1_670_083  # as `depth40 --dry-run` says
     assert {row["devices"] for row in steps} == {2, 8, 32, 256}
     assert {row["payload_bytes"] for row in steps} == {4 * (parameters + 1)}
-
-
-def test_collectives_take_the_time_worked_out_by_hand(monkeypatch):
-    simple = {"host": 4, "nvlink": 100.0, "network": 50.0, "reached": 0.5, "call": 1.0}
-    simple |= {"ring_nvlink": 0.1, "ring_network": 10, "tree_nvlink": 0.2, "tree_network": 3}
-    monkeypatch.setattr(scaling_plan, "ASSUMED", {k: (v, "", "") for k, v in simple.items()})
-    seconds = scaling_plan.collective_seconds
-    assert seconds("all-reduce", 1000, 1) == 0
-    # Each sends three quarters of the bytes twice, at half of 100 bytes/s.
-    assert seconds("all-reduce", 1000, 4) == pytest.approx(2 * 750 / 50 + 1 + 6 * 0.1)
-    assert seconds("all-gather", 1000, 4, calls=2) == pytest.approx(750 / 50 + 2 * (1 + 3 * 0.1))
-    # Two hosts: a ring has 14 hops, 4 of them between hosts; a tree 2 x (3 + 1) is quicker.
-    tree = 2 * (3 * 0.2 + 1 * 3)
-    assert seconds("all-reduce", 1000, 8) == pytest.approx(2 * 875 / 25 + 1 + tree)
-    assert seconds("all-gather", 1000, 8) == pytest.approx(875 / 25 + 1 + 5 * 0.1 + 2 * 10)
-
-
-def test_a_place_without_text_is_an_error():
-    page = "<!-- a --> old <!-- /a -->"
-    assert scaling_plan.fill(page, {"a": "new"}) == "<!-- a -->\n\nnew\n\n<!-- /a -->"
-    with pytest.raises(ValueError, match="{'b'}"):
-        scaling_plan.fill(page, {"a": "new", "b": "other"})
-    with pytest.raises(ValueError, match="place of a does not end"):
-        scaling_plan.fill("<!-- a -->", {"a": "new"})
