@@ -22,7 +22,8 @@ from air_jax.index.image_index import NET_FILE, SHEET_FILE, SUMMARY_FILE
 from air_jax.models import encode
 from air_jax.run import net_file
 from air_jax.runtime import sharding
-from air_jax.runtime.atomic_files import locked, write_json
+from air_jax.runtime.atomic_files import write_json
+from air_jax.runtime.locks import locked
 from air_jax.runtime.progress import Progress, say
 from air_jax.search import code_store
 from air_jax.search.milvus_store import MilvusStore

@@ -19,7 +19,7 @@ import numpy as np
 
 from air_jax.index.decoding import Decoded
 from air_jax.index.image_files import File
-from air_jax.runtime.atomic_files import CHECKSUMS_FILE, damage, write_checksums
+from air_jax.runtime.checksums import CHECKSUMS_FILE, damage, write_checksums
 
 FILE = "catalogue.sqlite"
 FORMAT = 1

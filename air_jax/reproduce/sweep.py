@@ -21,7 +21,8 @@ from air_jax.run import dry_run, jobs, pipeline
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import WorkDir, stage_keys
 from air_jax.runtime import distributed
-from air_jax.runtime.atomic_files import hash_of, read_npz, write_json, write_npz
+from air_jax.runtime.atomic_files import read_npz, write_json, write_npz
+from air_jax.runtime.checksums import hash_of
 from air_jax.runtime.progress import duration, say
 from air_jax.search.baselines import WITHOUT_NET
 from air_jax.training import loop

@@ -14,7 +14,8 @@ from air_jax.configs import default
 from air_jax.models.autoencoder import Net
 from air_jax.run.work_directory import CONFIG_FILE
 from air_jax.runtime import sharding
-from air_jax.runtime.atomic_files import read_checked_json, read_npz, write_npz
+from air_jax.runtime.atomic_files import read_npz, write_npz
+from air_jax.runtime.checksums import read_checked_json
 from air_jax.training import loop
 from air_jax.training.checkpoints import CHECKPOINTS, newest_step
 from air_jax.training.loop import MODEL_FILE

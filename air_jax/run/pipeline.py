@@ -18,7 +18,8 @@ from air_jax.run.work_directory import (
     WorkDir,
 )
 from air_jax.runtime import distributed
-from air_jax.runtime.atomic_files import hash_of, read_npz
+from air_jax.runtime.atomic_files import read_npz
+from air_jax.runtime.checksums import hash_of
 from air_jax.runtime.progress import say
 from air_jax.search import baselines, exact_search, metrics, scorers
 from air_jax.training import loop

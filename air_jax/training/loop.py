@@ -20,7 +20,7 @@ from air_jax.data.loaders import make_loader, resident
 from air_jax.models import autoencoder
 from air_jax.models.autoencoder import Net
 from air_jax.runtime import distributed, sharding, signals
-from air_jax.runtime.atomic_files import read_checked_json, write_checked_json
+from air_jax.runtime.checksums import read_checked_json, write_checked_json
 from air_jax.runtime.progress import Progress, duration, say
 from air_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from air_jax.training.profiling import PROFILE, Profile
