@@ -4,7 +4,7 @@
     codes-<generation>/   the codes in order of position: a `code_store`. With --store they are in
                           Milvus, and codes-<generation>.npz is here: see `stored_index`
     net.npz               the net that made the codes; not there for vectors
-    checksums.json        of these three, while no indexer is at work; see `catalogue`
+    checksums.json        of the codes
     index.json            what was found, for people and programs
     contact_sheet.png     some of its images, for people
     sessions.sqlite       what people did with it; see `session_store`
@@ -28,7 +28,7 @@ from air_jax.index import catalogue, decoding, image_files, stored_index
 from air_jax.models import encode
 from air_jax.models.autoencoder import Net
 from air_jax.run import net_file
-from air_jax.runtime import sharding
+from air_jax.runtime import checksums, sharding
 from air_jax.search.code_store import CodeStore
 from air_jax.search.stored_space import StoredCodes
 
@@ -90,18 +90,18 @@ class ImageIndex:
         self.path = path
         if not (path / catalogue.FILE).is_file():
             raise FileNotFoundError(f"{path} holds no {catalogue.FILE}: it is no index")
-        catalogue.check(path)
         self._local = threading.local()
         try:
             with self._database() as database:
+                catalogue.check_integrity(database)
                 database.execute("BEGIN")  # an indexer may publish between the two
                 meta = catalogue.read_meta(database)
                 rows = database.execute(
                     "SELECT id FROM images WHERE position IS NOT NULL ORDER BY position"
                 )
                 self.ids = np.array([row[0] for row in rows], np.int64)
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"{path / catalogue.FILE} is damaged: {error}") from error
+        except (sqlite3.DatabaseError, ValueError) as error:
+            raise ValueError(f"{path / catalogue.FILE} cannot be read: {error}") from error
         if "published" not in meta:
             raise FileNotFoundError(
                 f"{path} is not finished: run air_jax.index again, it continues"
@@ -118,7 +118,10 @@ class ImageIndex:
     def _open_store(self) -> CodeStore | StoredCodes:
         if "store" in self.about:
             return stored_index.open_codes(self.path, self.about, self.ids)
-        store = CodeStore(self.path / catalogue.codes_name(self.about["generation"]))
+        folder = catalogue.codes_name(self.about["generation"])
+        if found := checksums.damage(self.path, within=f"{folder}/"):
+            raise ValueError(f"{self.path} is damaged: {found}. Run air_jax.index again, it mends")
+        store = CodeStore(self.path / folder)
         if len(store) != len(self.ids):
             raise ValueError(
                 f"{self.path}: {len(self.ids)} images in the catalogue, {len(store)} codes"
@@ -145,14 +148,13 @@ class ImageIndex:
         unknown = [image for image in ids if self.position(image) is None]
         if unknown:
             raise ValueError(f"there is no image {unknown[0]} in the index")
-        found = {}
+        found: dict[int, Image] = {}
         for start in range(0, len(ids), IDS_OF_A_QUERY):
             part = ids[start : start + IDS_OF_A_QUERY]
             marks = ", ".join("?" * len(part))
             query = f"SELECT {_COLUMNS} FROM images WHERE id IN ({marks})"
             found |= {row[0]: _image(row) for row in self._database().execute(query, part)}
-        gone = ("(removed)", None, None, None, {})
-        return [found.get(image, Image(image, *gone)) for image in ids]
+        return [found.get(image, Image(image, "(removed)", None, None, None, {})) for image in ids]
 
     def find(self, text: str, limit: int) -> list[Image]:
         """Images by id ("17", "#17"), by path, then by a part of path or metadata."""
