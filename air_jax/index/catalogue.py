@@ -71,13 +71,18 @@ def read_meta(database: sqlite3.Connection) -> dict[str, Any]:
     return meta
 
 
-def check_integrity(database: sqlite3.Connection) -> None:
+def check_integrity(database: sqlite3.Connection, quick: bool = False) -> None:
     """Let SQLite look for damage in a whole database.
+
+    Args:
+        database: a connection to it.
+        quick: do not compare tables with their indexes: a million images take 0.5 s, not 3.
 
     Raises:
         sqlite3.DatabaseError, UnicodeDecodeError: there is some; both are in `DAMAGED`.
     """
-    (found,) = database.execute("PRAGMA integrity_check(1)").fetchone()
+    check = "quick_check" if quick else "integrity_check"
+    (found,) = database.execute(f"PRAGMA {check}(1)").fetchone()
     if found != "ok":
         raise sqlite3.DatabaseError(found)
 

@@ -93,7 +93,7 @@ class ImageIndex:
         self._local = threading.local()
         try:
             with self._database() as database:
-                catalogue.check_integrity(database)
+                catalogue.check_integrity(database, quick=True)
                 database.execute("BEGIN")  # an indexer may publish between the two
                 meta = catalogue.read_meta(database)
                 rows = database.execute(
