@@ -191,7 +191,7 @@ def _as_grey(picture: Image.Image) -> Image.Image:
     values = np.asarray(picture).astype(np.float64)
     if not np.isfinite(values).all():
         raise ValueError("it holds NaN or infinity")
-    largest = float(values.max())
+    largest = float(np.max(values))
     if picture.mode.startswith("I;16") or (picture.mode == "I" and 255 < largest <= 65535):
         values = values / 257
     elif picture.mode == "F" and largest <= 1:

@@ -62,7 +62,7 @@ def _run() -> None:
 
     from air_jax.serve.api import UPLOADS, Service, make_app
     from air_jax.serve.index_updates import Following
-    from air_jax.serve.security import Bounds, Protection
+    from air_jax.serve.security import Bounds, Guard
     from air_jax.serve.session_store import SessionStore
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_KEPT_COMPILATION)
@@ -84,7 +84,7 @@ def _run() -> None:
     token = _TOKEN.value or os.environ.get(TOKEN_VARIABLE) or None
     if token is None and not local:
         token = secrets.token_urlsafe(24)
-    protected = Protection(
+    protected = Guard(
         make_app(lambda: following.service),
         hosts=(*LOCAL, _HOST.value),
         token=token,

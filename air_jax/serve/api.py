@@ -271,7 +271,7 @@ Opened = Annotated[Service, Depends(_opened)]  # one for the whole of a request
 
 
 def make_app(opened: Callable[[], Service]) -> FastAPI:
-    """The application; `security.Protection` goes around it.
+    """The application; `security.Guard` goes around it.
 
     Args:
         opened: what is served now; asked at every request.

@@ -154,10 +154,12 @@ class SessionStore:
         row = self._row(f"SELECT {columns} FROM uploads WHERE token = ?", token)
         if row is None:
             raise KeyError(token)
-        code = row[3]
+        codes, width, height, code, thumbnail = row
         if hashlib.sha256(code[:-32]).digest() == code[-32:]:  # of an earlier version
             code = code[:-32]
-        return Upload(*row[:3], np.frombuffer(code, "<f4").astype(np.float32), row[4])
+        return Upload(
+            codes, width, height, np.frombuffer(code, "<f4").astype(np.float32), thumbnail
+        )
 
     def delete_unused_uploads(self, before: str) -> int:
         """Forget examples of no session that came before a time; returns how many there were."""
