@@ -13,7 +13,7 @@ from air_jax.index.image_index import ImageIndex
 from air_jax.runtime import cache, command_line
 from air_jax.runtime.atomic_files import write_json
 from air_jax.runtime.progress import say
-from air_jax.serve import session_replay
+from air_jax.serve import session_files
 
 _INDEX = flags.DEFINE_string("index", None, "another place of the index than the session names")
 _OUT = flags.DEFINE_string("out", None, "write what was found to this JSON file")
@@ -32,9 +32,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _run(path: Path) -> list[dict[str, Any]]:
-    held = session_replay.read(path)
+    held = session_files.read(path)
     index = ImageIndex(Path(_INDEX.value or held["index"]["path"]))
-    found = [session_replay.compared(*pair) for pair in session_replay.replay(held, index)]
+    found = [session_files.compared(*pair) for pair in session_files.replay(held, index)]
     for one in found:
         what = "the same ranking"
         if not one["same"]:

@@ -312,7 +312,8 @@ def test_the_page_s_interface_answers_as_on_an_index_of_this_machine(
     pytest.importorskip("httpx", reason="httpx is not installed (pip install 'air_jax[test]')")
     from fastapi.testclient import TestClient
 
-    from air_jax.serve.api import Service, make_app
+    from air_jax.serve.api import make_app
+    from air_jax.serve.service import Service
     from air_jax.serve.session_store import SessionStore
 
     command = [
