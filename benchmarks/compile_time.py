@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchm
 
 import jax
 import numpy as np
-from air_jax.configs import default, figure3
 
+from air_jax.configs import default, figure3
 from air_jax.runtime import sharding
 from air_jax.training import loop, sgd
 from benchmarks import measure

@@ -30,9 +30,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchm
 import jax
 import jax.numpy as jnp
 import numpy as np
-from air_jax.configs import default, figure3
 from jax.experimental import topologies
 
+from air_jax.configs import default, figure3
 from air_jax.runtime import distributed, sharding
 from air_jax.search import sharded_search
 from air_jax.training import loop, sgd

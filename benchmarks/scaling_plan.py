@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchm
 
 import matplotlib
 import numpy as np
-from air_jax.configs import depth40
 
+from air_jax.configs import depth40
 from air_jax.models import autoencoder
 from benchmarks import scaling
 

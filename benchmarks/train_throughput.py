@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchm
 import jax
 import ml_collections
 import numpy as np
-from air_jax.configs import default, figure3
 
+from air_jax.configs import default, figure3
 from air_jax.data.loaders import make_loader
 from air_jax.models import autoencoder
 from air_jax.runtime import sharding

@@ -16,11 +16,11 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from air_jax.configs import default
 from faults import TABLE_VARIABLE, Launcher, Table
 from jax.sharding import Mesh
 from PIL import Image
 
+from air_jax.configs import default
 from air_jax.data import datasets
 from air_jax.runtime import sharding
 

@@ -14,7 +14,6 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from air_jax.configs import default  # noqa: E402
-
 from benchmarks import measure, roofline, scaling_plan, table, train_throughput  # noqa: E402
 
 TINY = {

@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from air_jax.configs import default
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics import average_precision_score
 from sklearn.svm import SVC
 
+from air_jax.configs import default
 from air_jax.feedback import learners, simulated_user
 from air_jax.feedback.learners import LEARNERS
 from air_jax.search import exact_search, scorers

@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
-from air_jax.configs import quickstart
 from sklearn.decomposition import PCA
 
+from air_jax.configs import quickstart
 from air_jax.feedback.learners import LEARNERS
 from air_jax.reproduce import compare_learners
 from air_jax.run import jobs, work_directory

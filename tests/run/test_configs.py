@@ -8,12 +8,12 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
-from air_jax.configs import default
 from conftest import class_images
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from jobs import RUN
 
+from air_jax.configs import default
 from air_jax.run import jobs, pipeline
 from air_jax.run.work_directory import RESULTS_FILE, STAGES, WorkDir, flatten
 from air_jax.runtime import sharding
