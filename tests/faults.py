@@ -254,7 +254,7 @@ def one_error(ended: Ended) -> str | None:
     No traceback of ours; TensorStore's threads may print theirs when a checkpoint fails.
     """
     said = [line for line in ended.errors.splitlines() if line.startswith("error: ")]
-    ours = re.search(r'File ".*air_jax/\w+\.py"', ended.errors)
+    ours = re.search(r'File ".*air_jax/[\w/]+\.py"', ended.errors)
     good = ended.status == 2 and len(said) == 1 and not ours
     return said[0] if good else None
 
