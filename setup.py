@@ -17,6 +17,7 @@ setup(
     packages=[*find_packages(include=["air_jax", "air_jax.*"]), "air_jax.configs"],
     package_dir={"air_jax.configs": "configs"},
     package_data={"air_jax.serve": ["page/*"]},
+    entry_points={"console_scripts": ["air_jax = air_jax.__main__:main"]},
     # With the lowest versions together, Python 3.11 passes the tests of training, checkpoints,
     # encoding, retrieval, data, indexes, interface and program; JAX 0.10 is its last.
     install_requires=[

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from air_jax.data import datasets
+from air_jax.runtime import command_line
+from air_jax.runtime.arguments import Arguments
 
 SHAPES = ("circle", "square", "triangle", "ring", "cross")
 EACH = 80
@@ -58,7 +60,13 @@ def write(folder: Path) -> None:
                 picture.save(path)
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Write the images where the command line says; returns the exit status."""
+    parser = Arguments("air_jax.demo_images", __doc__)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where the images go")
+    folder = parser.parse_args(arguments).folder
+    return command_line.guard(lambda: write(folder), folder)
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit(__doc__)
-    write(Path(sys.argv[1]))
+    sys.exit(main())

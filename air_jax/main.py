@@ -1,50 +1,50 @@
 """The whole way from images to feedback: `python -m air_jax.main --config=configs/depth40.py`."""
 
 import json
+import sys
 from pathlib import Path
 
 import jax
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
 from air_jax.run import dry_run, jobs, pipeline, report
 from air_jax.run.work_directory import FIGURES_FOLDER, RESULTS_FILE, STAGES, WorkDir, all_needs
 from air_jax.runtime import cache, command_line, distributed
+from air_jax.runtime.arguments import names
 from air_jax.runtime.progress import say
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Config file, or the name of one of air_jax's own; --config.KEY=VALUE changes a key.",
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run. Default: runs/<name of the config file>."
-)
-_STAGES = flags.DEFINE_list(
-    "stages", list(STAGES), f"Stages to do, comma-separated, of {', '.join(STAGES)}."
-)
-_OVERWRITE = flags.DEFINE_boolean(
-    "overwrite", False, "Start anew; the folder that was there is kept aside."
-)
-_DRY_RUN = flags.DEFINE_boolean(
-    "dry_run", False, "Print the plan, parameters, memory and a time estimate; change nothing."
-)
-flags.DEFINE_alias("dry-run", "dry_run")
 
 DEEP = 40  # layers from which on a CPU is the wrong machine
 
 
-def main(argv: list[str]) -> int:
-    config_file = config_flags.get_config_filename(flags.FLAGS["config"])
-    default_path = Path("runs") / Path(config_file).stem
-    path = default_path if _WORKDIR.value is None else Path(_WORKDIR.value)
-    return command_line.guard(lambda: _run(_CONFIG.value, path), path)
+def main(arguments: list[str] | None = None) -> int:
+    """Do the run that the command line tells of; returns the exit status."""
+    parser = command_line.arguments_of_run("air_jax.main", __doc__)
+    add = parser.add_argument
+    add("--workdir", help="folder of the run; default: runs/NAME of the config file")
+    add(
+        "--stages",
+        type=names,
+        default=",".join(STAGES),
+        help="stages to do, comma-separated",
+    )
+    add("--overwrite", action="store_true", help="start anew; the folder there is kept aside")
+    add(
+        "--dry-run",
+        "--dry_run",
+        action="store_true",
+        help="print the plan, parameters, memory and a time estimate; change nothing",
+    )
+    told, config = command_line.start(parser, arguments)
+    path = Path("runs") / Path(told.config).stem if told.workdir is None else Path(told.workdir)
+    return command_line.guard(
+        lambda: _run(config, path, told.stages, told.overwrite, told.dry_run), path
+    )
 
 
-def _run(config: ml_collections.ConfigDict, path: Path) -> None:
-    wanted = _stages(_STAGES.value)
-    anew = _OVERWRITE.value
+def _run(
+    config: ml_collections.ConfigDict, path: Path, stages: list[str], anew: bool, plan_only: bool
+) -> None:
+    wanted = _stages(stages)
     job = jobs.prepare(config)
     workdir = WorkDir(path, config, job.dataset.fingerprint())
     if anew:
@@ -52,7 +52,7 @@ def _run(config: ml_collections.ConfigDict, path: Path) -> None:
     else:
         workdir.check()
     _check_order(wanted, workdir, anew)
-    if _DRY_RUN.value:
+    if plan_only:
         say(dry_run.describe(job, workdir, wanted, anew))
         return
     distributed.barrier()  # all have looked before the first one changes the folder
@@ -67,12 +67,12 @@ def _run(config: ml_collections.ConfigDict, path: Path) -> None:
             _show_report(workdir)
 
 
-def _stages(names: list[str]) -> list[str]:
+def _stages(asked: list[str]) -> list[str]:
     """The stages asked for, in the order in which they are done."""
-    for name in names or [""]:
+    for name in asked:
         if name not in STAGES:
             raise ValueError(f"--stages: {name!r} is not one of {', '.join(STAGES)}")
-    return [stage for stage in STAGES if stage in names]
+    return [stage for stage in STAGES if stage in asked]
 
 
 def _check_order(wanted: list[str], workdir: WorkDir, anew: bool) -> None:
@@ -106,4 +106,4 @@ def _show_report(workdir: WorkDir) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    sys.exit(main())

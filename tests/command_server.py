@@ -10,19 +10,21 @@ JAX starts: that happens with the first computation.
 import importlib
 import json
 import os
-import pathlib
+import pkgutil
 import resource
 import runpy
 import sys
 
 import air_jax
+from air_jax.__main__ import COMMANDS
 
 
 def import_what_commands_import() -> None:
-    """Every module but the commands: the flags of two commands do not go into one process."""
-    for path in sorted(pathlib.Path(air_jax.__file__).parent.glob("*.py")):
-        if "flags.DEFINE" not in path.read_text():
-            importlib.import_module(f"air_jax.{path.stem}")
+    """Every module but the commands themselves, each of which becomes a fork's main module."""
+    for module in pkgutil.walk_packages(air_jax.__path__, "air_jax."):
+        name = module.name.removeprefix("air_jax.")
+        if not name.endswith("__main__") and (module.ispkg or name not in COMMANDS):
+            importlib.import_module(module.name)
 
 
 def next_command() -> str:

@@ -1,14 +1,16 @@
-"""What several test files use. JAX gets eight virtual CPU devices.
+"""What several test files use. JAX gets four virtual CPU devices.
 
-All tests, and the programs they start, share one cache of compilations: most compile the same few
-small nets.
+All tests, and the programs they start, share one cache of compilations, which lasts from one test
+run to the next: most compile the same few small nets.
 """
 
+import atexit
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
+import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,14 +24,48 @@ from PIL import Image
 
 from air_jax.configs import default
 from air_jax.data import datasets
-from air_jax.runtime import sharding
+from air_jax.main import main
+from air_jax.runtime import cache, sharding
 
-_compilations = tempfile.TemporaryDirectory(prefix="air_jax-tests-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _compilations.name
+DAYS_KEPT = 30
+
+
+def share_compilations() -> str:
+    """A folder of compilations for this test run, which begins with those of earlier ones.
+
+    Compilations of this run are kept for later ones when it ends. They are in a folder of their own
+    until then, because some tests kill programs or fill disks while JAX writes there.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        return os.environ["JAX_COMPILATION_CACHE_DIR"]
+    kept = cache.cache_directory() / "compilations_of_tests"
+    kept.mkdir(parents=True, exist_ok=True)
+    own = Path(tempfile.mkdtemp(prefix="test-run-", dir=kept.parent))
+    for path in kept.iterdir():
+        if path.stat().st_mtime < time.time() - DAYS_KEPT * 24 * 3600:
+            path.unlink(missing_ok=True)
+        else:
+            os.link(path, own / path.name)
+
+    def keep() -> None:
+        for path in own.glob("*-cache"):
+            try:
+                if path.stat().st_nlink == 1:
+                    zlib.decompress(path.read_bytes())  # an error, if its writing was cut off
+                    os.link(path, kept / path.name)
+            except (zlib.error, FileExistsError):
+                pass
+        shutil.rmtree(own)
+
+    atexit.register(keep)
+    return str(own)
+
+
+os.environ["JAX_COMPILATION_CACHE_DIR"] = share_compilations()
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-jax.config.update("jax_compilation_cache_dir", _compilations.name)
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_num_cpu_devices", 4)
 
 ROOT = Path(__file__).parent.parent
 MILVUS_IS_MISSING = "milvus-lite is not installed (pip install 'air_jax[milvus]')"
@@ -111,10 +147,8 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **{"model.depth": 4, "model.width": 4, "model.code_dim": 8, "train.epochs": 1},
         **{"train.batch": 160, "train.warmup_steps": 2, "log.checkpoint_steps": 100},
     }
-    command = [sys.executable, "-m", "air_jax.main", "--config=configs/quickstart.py"]
-    command += [f"--workdir={workdir}", "--stages=train"]
-    command += [f"--config.{key}={value}" for key, value in small.items()]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    keys = [f"--config.{key}={value}" for key, value in small.items()]
+    assert main(["--config=quickstart", f"--workdir={workdir}", "--stages=train", *keys]) == 0
     return workdir
 
 

@@ -1,9 +1,8 @@
-"""Launch scripts: what they run, as --dry-run prints it and as it arrives at the program.
+"""Launch scripts: what they run, as --dry-run prints it, and how they look after processes.
 
-Programs that stand for Python, Slurm, kubectl and gcloud show what they are given.
+A program that stands for Python shows what it is given.
 """
 
-import json
 import os
 import shlex
 import shutil
@@ -11,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -123,8 +121,11 @@ def received(done: subprocess.CompletedProcess[str]) -> tuple[set[str], list[str
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_arguments_of_any_characters_come_through_the_dry_run(launch, name):
-    assert passed_on(dry_run(launch, name, *AWKWARD))[1:] == AWKWARD
+def test_arguments_of_any_characters_come_through_and_only_a_leading_dry_run_is_the_scripts(
+    launch, name
+):
+    arguments = [*AWKWARD, "--dry-run"]
+    assert passed_on(dry_run(launch, name, *arguments))[1:] == arguments
 
 
 def test_the_dry_run_of_each_prints_variables_and_command(launch):
@@ -151,11 +152,6 @@ def test_a_dry_run_leaves_the_folder_as_it_was(launch, copy, name):
     before = sorted(copy.rglob("*"))
     assert launch(name, "--dry-run", root=copy).returncode == 0
     assert sorted(copy.rglob("*")) == before
-
-
-@pytest.mark.parametrize("name", LAUNCHERS)
-def test_only_a_leading_dry_run_is_the_scripts_own(launch, name):
-    assert passed_on(dry_run(launch, name, "--config=x.py", "--dry-run"))[1:] == ["--dry-run"]
 
 
 @pytest.mark.parametrize(
@@ -196,13 +192,6 @@ def test_variables_and_arguments_arrive_at_the_program(launch, copy, name):
     assert ("JAX_NUM_CPU_DEVICES=7" in variables) == (name == "gpu")
 
 
-def test_quickstart_runs_its_own_config_unless_one_is_named(launch, copy):
-    _, arguments = received(launch("quickstart", "a b", root=copy))
-    assert arguments == ["-m", "air_jax.main", "--config=configs/quickstart.py", "a b"]
-    _, arguments = received(launch("quickstart", "--config=x.py", root=copy))
-    assert arguments == ["-m", "air_jax.main", "--config=x.py"]
-
-
 def test_the_environment_is_where_it_is_asked_for_and_one_of_others_is_not_removed(launch, copy):
     (copy / ".venv").rename(copy / "my env")
     _, arguments = received(launch("quickstart", "a b", root=copy, VENV="my env"))
@@ -214,53 +203,6 @@ def test_the_environment_is_where_it_is_asked_for_and_one_of_others_is_not_remov
     assert (copy / "my env/bin/python").exists()
 
 
-def test_the_demo_trains_draws_indexes_and_serves_in_this_order(launch, copy):
-    shutil.copy(copy / ".venv/.installed-base", copy / ".venv/.installed-app")
-    # Each call of Python leaves a line of its arguments.
-    program(copy / ".venv/bin/python", '#!/bin/sh\n[ "$1" = -c ] || echo "$@" >> calls\n')
-    assert launch("demo", "--port=1", root=copy).returncode == 0
-    index = "--images=runs/demo/images --model=runs/quickstart --out=runs/demo/index"
-    assert (copy / "calls").read_text().splitlines() == [
-        "-m air_jax.main --config=configs/quickstart.py --stages=train",
-        "-m air_jax.demo_images runs/demo/images",
-        f"-m air_jax.index {index}",
-        "-m air_jax.serve --index=runs/demo/index --open --port=1",
-    ]
-
-
-@pytest.mark.long
-def test_the_demo_serves_digits_and_shapes(launch, copy, trained_run, tmp_path):
-    pytest.importorskip("fastapi", reason="the page's server needs fastapi (extra app)")
-    shutil.copy(copy / ".venv/.installed-base", copy / ".venv/.installed-app")
-    shutil.copytree(trained_run, copy / "runs/quickstart")
-    # All but the training, by the interpreter of the tests; a browser that writes what it is given.
-    call = f'[ "$2" = air_jax.main ] || exec {shlex.quote(sys.executable)} "$@"'
-    program(copy / ".venv/bin/python", f"#!/bin/sh\n{call}\n")
-    program(tmp_path / "browser", f'#!/bin/sh\necho "$1" > {shlex.quote(str(tmp_path))}/opened\n')
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "BROWSER": f"{tmp_path}/browser %s"}
-    command = ["bash", str(copy / "launch/demo.sh"), "--port=0"]
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) as demo:
-        said = []
-        for line in demo.stdout:
-            said.append(line)
-            if line.startswith("open "):
-                break
-        address = said[-1].split()[1]
-        with urllib.request.urlopen(f"{address}api/index", timeout=60) as answer:
-            assert json.load(answer)["size"] == 1797 + 400
-        with urllib.request.urlopen(f"{address}api/images/find?text=circle", timeout=60) as answer:
-            assert json.load(answer)["images"][0]["label"].startswith("shapes/circle/")
-        demo.terminate()
-    end = time.monotonic() + 60
-    while not (tmp_path / "opened").exists() and time.monotonic() < end:
-        time.sleep(0.1)
-    assert (tmp_path / "opened").read_text().strip() == address
-
-
-def test_devices_are_as_many_as_asked_for(launch):
-    assert xla_flags(dry_run(launch, "cpu", DEVICES="3")) == f"{COUNT}3"
-
-
 @pytest.mark.parametrize(("usable", "devices"), [("1", 1), ("2", 2), ("3", 2), ("8", 4), ("64", 4)])
 def test_devices_are_by_default_a_power_of_two_and_no_more_than_usable_cores(
     launch, bin_dir, usable, devices
@@ -269,79 +211,25 @@ def test_devices_are_by_default_a_power_of_two_and_no_more_than_usable_cores(
     assert xla_flags(dry_run(launch, "cpu")) == f"{COUNT}{devices}"
 
 
-def test_without_lscpu_every_usable_cpu_counts_up_to_32_devices(launch, bin_dir):
-    program(bin_dir / "lscpu", "#!/bin/sh\nexit 1\n")
-    assert xla_flags(dry_run(launch, "cpu")) == f"{COUNT}8"
-    program(bin_dir / "nproc", "#!/bin/sh\necho 100\n")
-    assert xla_flags(dry_run(launch, "cpu")) == f"{COUNT}32"
-
-
-@pytest.mark.parametrize("devices", ["0", "-1", "two", "1.5"])
-def test_devices_other_than_a_positive_whole_number_are_an_error(launch, devices):
-    done = launch("cpu", "--dry-run", DEVICES=devices)
-    assert done.returncode == 2
-    assert f"error: DEVICES={devices}:" in done.stderr
-
-
-@pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_xla_flags_already_set_are_kept(launch, name):
-    flags = "--xla_a=1 --xla_b=x"
-    found = xla_flags(dry_run(launch, name, XLA_FLAGS=flags))
-    assert found == (f"{flags} {COUNT}4" if name == "cpu" else flags)
-
-
-def test_a_number_of_devices_in_xla_flags_counts_unless_devices_is_given(launch):
-    assert xla_flags(dry_run(launch, "cpu", XLA_FLAGS=f"{COUNT}6")) == f"{COUNT}6"
-    both = xla_flags(dry_run(launch, "cpu", XLA_FLAGS=f"{COUNT}6", DEVICES="2"))
-    assert both == f"{COUNT}6 {COUNT}2"  # XLA takes the last
-
-
-def test_gpus_and_their_share_of_memory_are_as_asked_for(launch):
-    words = dry_run(launch, "gpu", GPUS="0,1", XLA_PYTHON_CLIENT_MEM_FRACTION=".5")
-    assert "CUDA_VISIBLE_DEVICES=0,1" in words
-    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=.5" in words
-
-
-@pytest.mark.parametrize("missing", SLICE)
-def test_a_missing_variable_of_the_slice_is_an_error_that_names_it(launch, missing):
-    done = launch("tpu_pod", "--dry-run", **{missing: ""})
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith(f"error: {missing} is not set")
-
-
-def test_without_gcloud_a_slice_is_an_error_and_its_dry_run_is_not(launch, bin_dir):
-    for tool in ("bash", "dirname"):
-        (bin_dir / tool).symlink_to(shutil.which(tool))
-    found = {}
-    for option in ("--dry-run", "--overwrite"):
-        command = [shutil.which("bash"), str(ROOT / "launch/tpu_pod.sh"), option]
-        env = SLICE | {"PATH": str(bin_dir)}
-        found[option] = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert found["--dry-run"].returncode == 0
-    assert found["--overwrite"].returncode == 2
-    assert "error: gcloud is not on the PATH" in found["--overwrite"].stderr
-
-
-@pytest.mark.parametrize("project", ["", "my-project"])
-def test_all_workers_of_the_slice_are_sent_the_command(launch, bin_dir, project):
-    program(bin_dir / "gcloud", SHOW)
-    _, arguments = received(launch("tpu_pod", PROJECT=project))
-    expected = ["compute", "tpus", "tpu-vm", "ssh", "pod", "--zone=here-a"]
-    expected += [f"--project={project}"] * bool(project) + ["--worker=all"]
-    assert arguments[:-1] == expected
-    assert arguments[-1].startswith("--command=cd ")
-
-
-def test_a_worker_runs_the_program_in_its_repository_with_unharmed_arguments(launch, bin_dir, copy):
-    # Stands for gcloud and ssh: gives the command to a shell in the worker's home folder.
-    home = shlex.quote(str(copy.parent))
-    last = "${@: -1}"
-    worker = f'#!/bin/bash\nc={last}\ncd {home} && exec bash -c "${{c#--command=}}"\n'
-    program(bin_dir / "gcloud", worker)
-    variables, arguments = received(launch("tpu_pod", *AWKWARD))
-    assert arguments == ["-m", "air_jax.main", "--config=configs/depth40.py", *AWKWARD]
-    assert {"EXTRAS=tpu", "JAX_PLATFORMS=tpu"} <= variables
+@pytest.mark.parametrize(
+    ("name", "variable", "value"),
+    [
+        ("tpu_pod", "TPU_NAME", ""),
+        ("tpu_pod", "ZONE", ""),
+        ("tpu_pod", "REPO_DIR", ""),
+        ("cpu", "DEVICES", "1.5"),
+        ("multiprocess_local", "PROCESSES", "0"),
+        ("multiprocess_local", "DEVICES", "two"),
+        ("k8s", "IMAGE", ""),
+        ("k8s", "CLAIM", "a\nb: c"),
+        ("k8s", "NAME", "a_b"),
+        ("k8s", "NAME", "a" * 51),
+    ],
+)
+def test_a_variable_that_cannot_be_is_an_error_that_names_it(launch, name, variable, value):
+    done = launch(name, "--dry-run", **{variable: value})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {variable}")
 
 
 def test_one_of_several_processes_on_gpus_knows_its_place(launch):
@@ -365,46 +253,27 @@ def pretend(root: Path, body: str) -> None:
       case $word in --process=*) index=${{word#*=}} ;; --part=*) index=${{word#*=}} ;; esac
     done
     index=${{index//\//of}}
-    printf '%s\0' "$(env)" "$@" >"{root}/given-$index"
+    touch "{root}/started-$index"
     {body}
     """
     program(root / ".venv/bin/python", text)
 
 
-def given(root: Path) -> dict[str, tuple[set[str], list[str]]]:
-    """What each pretended process got: variables as NAME=VALUE, and arguments; by number."""
-    found = {}
-    for path in sorted(root.glob("given-*")):
-        variables, *arguments = path.read_text().split("\0")[:-1]
-        found[path.name.removeprefix("given-")] = set(variables.splitlines()), arguments
-    return found
+def started(root: Path) -> set[str]:
+    """The numbers of the pretended processes."""
+    return {path.name.removeprefix("started-") for path in root.glob("started-*")}
 
 
-def test_processes_of_this_machine_get_the_same_command_and_their_numbers(launch, copy):
-    pretend(copy, "")
-    done = launch("multiprocess_local", *AWKWARD, root=copy, PROCESSES="3", DEVICES="4")
-    assert (done.returncode, done.stderr) == (0, "")
-    found = given(copy)
-    assert list(found) == ["0", "1", "2"]
-    for number, (variables, arguments) in found.items():
-        same = ["-m", "air_jax.main", "--config=configs/quickstart.py", *AWKWARD]
-        place = ["--coordinator=127.0.0.1:4321", "--processes=3", f"--process={number}"]
-        assert arguments == [*same, *place]
-        assert {"JAX_PLATFORMS=cpu", f"XLA_FLAGS={COUNT}4"} <= variables
-
-
-def test_the_dry_run_of_several_processes_prints_a_command_for_each(launch):
-    done = launch("multiprocess_local", "--dry-run", "a b", PORT="99", PROCESSES="2")
-    commands = [read_back(line) for line in done.stdout.splitlines()]
-    assert [words[-1] for words in commands] == ["--process=0", "--process=1"]
-    assert all("a b" in words and "--coordinator=127.0.0.1:99" in words for words in commands)
-
-
-@pytest.mark.parametrize("name", ["PROCESSES", "DEVICES"])
-def test_several_processes_are_a_positive_whole_number(launch, name):
-    done = launch("multiprocess_local", "--dry-run", **{name: "0"})
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {name}=0: expected a whole number")
+def test_processes_of_this_machine_get_the_same_command_and_their_numbers(launch):
+    sizes = {"PROCESSES": "3", "DEVICES": "4", "PORT": "99"}
+    planned = launch("multiprocess_local", "--dry-run", "a b", **sizes).stdout
+    for number, line in enumerate(planned.splitlines()):
+        words = read_back(line)
+        assert {"JAX_PLATFORMS=cpu", f"XLA_FLAGS={COUNT}4"} <= set(words)
+        same = ["-m", "air_jax.main", "--config=configs/quickstart.py", "a b"]
+        place = ["--coordinator=127.0.0.1:99", "--processes=3", f"--process={number}"]
+        assert words[-7:] == [*same, *place]
+    assert number == 2
 
 
 def test_process_0_has_the_terminal_and_the_others_write_files(launch, copy, tmp_path):
@@ -425,12 +294,6 @@ def test_the_exit_status_of_processes_is_that_of_the_first_that_fails(launch, co
     pretend(copy, f"codes=({' '.join(codes)}); sleep .$((3 * index)); exit ${{codes[index]}}")
     done = launch("multiprocess_local", root=copy)
     assert done.returncode == int(next((code for code in codes if code != "0"), "0"))
-
-
-def test_a_killed_process_is_the_first_that_fails(launch, copy):
-    # The other one ends as a run does that lost a process.
-    pretend(copy, "((index == 0)) || kill -KILL $$\nsleep 1; exit 75")
-    assert launch("multiprocess_local", root=copy).returncode == 128 + signal.SIGKILL
 
 
 @pytest.mark.parametrize(("name", "code"), [("TERM", 75), ("INT", 130)])
@@ -473,28 +336,15 @@ def test_who_does_not_notice_that_another_process_failed_is_ended(tmp_path):
     assert done.stdout.split() == ["3", "137", "137", "3"]
 
 
-def test_workers_of_a_sweep_share_its_members_and_a_report_follows(launch, copy):
-    pretend(copy, "")
-    done = launch("sweep", "--config=x.py", "a b", root=copy, GPUS="5,7", EXTRAS="cuda")
-    assert (done.returncode, done.stderr) == (0, "")
-    found = given(copy)
-    assert list(found) == ["0of2", "1of2", "report"]
+def test_workers_and_machines_of_a_sweep_share_its_members_and_a_report_follows(launch):
+    variables = {"GPUS": "5,7", "EXTRAS": "cuda", "MACHINES": "2", "MACHINE": "1"}
+    planned = launch("sweep", "--dry-run", "--config=x.py", "a b", **variables).stdout
+    *workers, report = [read_back(line) for line in planned.splitlines()]
     same = ["-m", "air_jax.reproduce", "--config=x.py", "a b", "--processes=1"]
-    for number, gpu in enumerate("57"):
-        variables, arguments = found[f"{number}of2"]
-        assert arguments == [*same, f"--part={number}/2", "--stages=members"]
-        assert {f"CUDA_VISIBLE_DEVICES={gpu}", "JAX_PLATFORMS=cuda"} <= variables
-    assert found["report"][1] == [*same, "--stages=report"]
-
-
-def test_machines_of_a_sweep_take_different_parts(launch, copy):
-    pretend(copy, "")
-    parts = []
-    for machine in "01":
-        done = launch("sweep", root=copy, WORKERS="2", MACHINES="2", MACHINE=machine)
-        assert done.returncode == 0
-    parts = [name for name in given(copy) if name != "report"]
-    assert parts == ["0of4", "1of4", "2of4", "3of4"]
+    for number, (words, gpu) in enumerate(zip(workers, "57", strict=True)):
+        assert {"JAX_PLATFORMS=cuda", f"CUDA_VISIBLE_DEVICES={gpu}"} <= set(words)
+        assert words[-7:] == [*same, f"--part={2 + number}/4", "--stages=members"]
+    assert report[-6:] == [*same, "--stages=report"]
     assert launch("sweep", "--dry-run", MACHINES="2", MACHINE="2").returncode == 2
 
 
@@ -504,80 +354,28 @@ def test_when_a_worker_fails_the_others_go_on(launch, copy, code, reported):
     done = launch("sweep", root=copy, WORKERS="2")
     assert done.returncode == int(code)
     assert (copy / "done").exists()
-    assert ("report" in given(copy)) == reported
+    assert ("report" in started(copy)) == reported
 
 
-def test_what_all_workers_refuse_needs_no_report(launch, copy):
-    pretend(copy, "exit 2")
-    assert launch("sweep", root=copy, WORKERS="2").returncode == 2
-    assert "report" not in given(copy)
-
-
-@pytest.fixture
-def slurm(launch: Launch, bin_dir: Path, copy: Path) -> Callable[..., list[str]]:
-    """Runs the job; returns its exit status and what it asked scontrol to do."""
-
-    def run(code: int, state: str = "RUNNING", restarts: str = "0") -> tuple[int, str]:
-        asked = copy / "asked"
-        asked.write_text("")
-        program(bin_dir / "srun", f"{SHOW}exit {code}\n")
-        text = f'[ $1 != show ] || echo "JobId=7 x\n   JobState={state} Reason=None"'
-        text += f'\n[ $1 != requeue ] || echo "$*" >>{shlex.quote(str(asked))}\n'
-        program(bin_dir / "scontrol", f"#!/usr/bin/env bash\n{text}")
-        # Slurm runs a copy from elsewhere.
-        elsewhere = copy.parent / "spool"
-        (elsewhere / "launch").mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / "launch/slurm.sbatch", elsewhere / "launch/slurm.sbatch")
-        job = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(copy)}
-        job |= {"SLURM_RESTART_COUNT": restarts, "MAX_RESTARTS": "5"}
-        done = launch("slurm.sbatch", *AWKWARD, root=elsewhere, **job)
-        assert "\0-m\0air_jax.main\0" in done.stdout
-        assert "\0".join(AWKWARD) in done.stdout
-        return done.returncode, asked.read_text()
-
-    return run
-
-
-def test_a_job_of_slurm_goes_back_to_the_queue_only_when_it_can_continue(slurm):
-    assert slurm(75) == (75, "requeue 7\n")
-    assert slurm(0) == (0, "")
-    assert slurm(2) == (2, "")
-    assert slurm(137) == (137, "")
-    assert slurm(75, state="CANCELLED") == (75, "")
-    assert slurm(75, state="PENDING") == (75, "")  # Slurm put it back itself
-    assert slurm(75, restarts="5") == (75, "")
-
-
-def test_the_job_of_slurm_outlives_a_signal_to_its_shell(bin_dir, copy):
-    program(bin_dir / "srun", f'#!/bin/sh\ntouch "{copy}/ready"\nsleep 2\nexit 75\n')
-    program(bin_dir / "scontrol", "#!/bin/sh\necho JobState=CANCELLED\n")
+@pytest.mark.parametrize(
+    ("status", "state", "restarts", "requeued"),
+    [
+        (75, "RUNNING", "0", True),
+        (2, "RUNNING", "0", False),
+        (75, "CANCELLED", "0", False),
+        (75, "RUNNING", "5", False),
+    ],
+)
+def test_a_job_of_slurm_goes_back_to_the_queue_only_when_it_can_continue(
+    launch, bin_dir, copy, status, state, restarts, requeued
+):
+    program(bin_dir / "srun", f"#!/bin/sh\nexit {status}\n")
+    program(bin_dir / "scontrol", f'#!/bin/sh\necho "JobId=7 JobState={state}"; echo "asked: $*"\n')
     job = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(copy)}
-    command = ["bash", str(copy / "launch/slurm.sbatch")]
-    running = subprocess.Popen(command, env=environment(bin_dir, job), stdout=subprocess.DEVNULL)
-    while not (copy / "ready").exists():
-        assert running.poll() is None
-        time.sleep(0.05)
-    running.terminate()
-    assert running.wait(60) == 75
-
-
-def test_slurm_finds_its_options_and_signals_the_processes(launch):
-    lines = (ROOT / "launch/slurm.sbatch").read_text().splitlines()
-    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
-    options = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")]
-    assert all(f"#SBATCH {option}" in lines[:first_command] for option in options)
-    assert {"--requeue", "--signal=TERM@90", "--open-mode=append"} <= set(options)
-    # JAX picks the GPU of a process's number on its node among all of them.
-    assert not [option for option in options if "per-task=1" in option and "gpu" in option]
-    words = read_back(launch("slurm.sbatch", "--dry-run", "--config=x.py").stdout)
-    assert words[:3] == ["srun", "env", "JAX_PLATFORMS=cuda"]
-    assert words[-3:] == ["-m", "air_jax.main", "--config=x.py"]
-
-
-def test_without_slurm_the_job_is_an_error(launch):
-    done = launch("slurm.sbatch", "--config=x.py")
-    assert done.returncode == 2
-    assert "sbatch launch/slurm.sbatch" in done.stderr
+    job |= {"SLURM_RESTART_COUNT": restarts, "MAX_RESTARTS": "5"}
+    done = launch("slurm.sbatch", root=copy, **job)
+    assert done.returncode == status
+    assert ("asked: requeue 7" in done.stdout) == requeued
 
 
 def manifest(launch: Launch, *arguments: str, **variables: str) -> dict:
@@ -627,29 +425,6 @@ def test_a_jobset_retries_what_can_continue_and_not_an_error_in_the_input(launch
     assert job["backoffLimit"] == 0  # one lost pod, and all start anew
     # A pod failure policy needs pods that the node does not restart by itself.
     assert job["template"]["spec"]["restartPolicy"] == "Never"
-
-
-def test_the_jobset_keeps_a_work_directory_that_is_named(launch):
-    job = manifest(launch, "--workdir=/storage/a")["spec"]["replicatedJobs"][0]
-    args = job["template"]["spec"]["template"]["spec"]["containers"][0]["args"]
-    assert [word for word in args if "workdir" in word] == ["--workdir=/storage/a"]
-
-
-def test_the_manifest_is_applied_as_the_dry_run_prints_it(launch, bin_dir, tmp_path):
-    program(bin_dir / "kubectl", f'#!/bin/sh\ncat >"{tmp_path}/in"; printf "%s\\0" env "$@"\n')
-    done = launch("k8s", "a b", NAMESPACE="here")
-    assert received(done)[1] == ["apply", "--namespace=here", "--filename=-"]
-    assert (tmp_path / "in").read_text() == launch("k8s", "--dry-run", "a b").stdout
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("IMAGE", ""), ("CLAIM", ""), ("NAME", "a_b"), ("NAME", "a" * 51), ("CLAIM", "a\nb: c")],
-)
-def test_what_kubernetes_would_not_take_is_an_error(launch, name, value):
-    done = launch("k8s", "--dry-run", **{name: value} if value or name != "NAME" else {})
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {name}")
 
 
 def test_shellcheck_finds_nothing_in_the_launch_scripts():

@@ -16,19 +16,6 @@ import pytest
 from conftest import ROOT, write_pictures
 
 SOURCES = ("air_jax", "configs", "README.md", "pyproject.toml", "setup.py")
-TINY = (
-    "data.size=8",
-    "model.depth=4",
-    "model.width=4",
-    "model.code_dim=8",
-    "train.epochs=1",
-    "feedback.rounds=1",
-)
-FEW = (
-    "data.keep_database_per_class=20",
-    "data.keep_queries_per_class=2",
-    "data.queries_per_class=5",
-)
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"JAX_PLATFORMS": "cpu"}
 
 
@@ -57,17 +44,17 @@ def test_it_holds_code_configs_and_page_and_nothing_else(wheel):
     assert names == expected
 
 
-def run(python: Path, folder: Path, *command: str) -> str:
+def run(program: Path, folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        [python, "-m", *command], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
+        [program, *arguments], cwd=folder, env=ENVIRONMENT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def opens_the_page(python: Path, folder: Path, index: str) -> int:
+def opens_the_page(program: Path, folder: Path, index: str) -> int:
     """How many images the page's server has, that was asked for the page too."""
-    command = [python, "-m", "air_jax.serve", f"--index={index}", "--port=0"]
+    command = [program, "serve", f"--index={index}", "--port=0"]
     with subprocess.Popen(
         command, cwd=folder, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
     ) as server:
@@ -82,26 +69,25 @@ def opens_the_page(python: Path, folder: Path, index: str) -> int:
             server.terminate()
 
 
-def test_quickstart_and_page_run_outside_the_clone(wheel, tmp_path):
+def test_the_console_command_finds_its_configs_and_page_outside_the_clone(
+    wheel, trained_run, tmp_path
+):
     """In an environment of its own that finds other packages in this one's folder."""
     env, folder = tmp_path / "env", tmp_path / "elsewhere"
     folder.mkdir()
     venv.create(env)
-    python = env / "bin/python"
-    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    pip = [sys.executable, "-m", "pip", "--python", str(env / "bin/python")]
     subprocess.run([*pip, "install", "--no-deps", str(wheel)], check=True, capture_output=True)
     (site,) = env.glob("lib/python*/site-packages")
     (site / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
-    found = run(python, folder, "inspect", "--details", "air_jax.configs")
-    assert f"Origin: {site}" in found
-
-    keys = [f"--config.{key}" for key in (*TINY, *FEW)]
-    # The other stages take the long test's time.
-    run(python, folder, "air_jax.main", "--config=quickstart", "--stages=train", *keys)
+    program = env / "bin/air_jax"
+    found = run(env / "bin/python", folder, "-c", "import air_jax; print(air_jax.__file__)")
+    assert found.startswith(str(site))
+    keys = [f"--config.{key}" for key in ("data.size=8", "model.depth=4", "model.width=4")]
+    assert "digits" in run(program, folder, "main", "--config=quickstart", "--dry-run", *keys)
     write_pictures(folder / "pictures", 12)
-    made = ["--images=pictures", "--model=runs/quickstart", "--out=index"]
-    run(python, folder, "air_jax.index", *made)
-    assert opens_the_page(python, folder, "index") == 12
+    run(program, folder, "index", "--images=pictures", f"--model={trained_run}", "--out=index")
+    assert opens_the_page(program, folder, "index") == 12
 
 
 @pytest.mark.long
@@ -109,12 +95,12 @@ def test_a_fresh_environment_with_what_the_wheel_requires_runs_the_whole_quickst
     wheel, tmp_path
 ):
     venv.create(tmp_path / "env", with_pip=True)
-    python = tmp_path / "env/bin/python"
+    python, program = tmp_path / "env/bin/python", tmp_path / "env/bin/air_jax"
     subprocess.run([python, "-m", "pip", "install", "-q", f"{wheel}[app]"], check=True)
-    run(python, tmp_path, "air_jax.main", "--config=quickstart")
+    run(program, tmp_path, "main", "--config=quickstart")
     results = json.loads((tmp_path / "runs/quickstart/results.json").read_text())
     assert results["retrieval"]["map"] > 0.6
-    run(python, tmp_path, "air_jax.demo_images", "images")
+    run(program, tmp_path, "demo_images", "images")
     made = ["--images=images", "--model=runs/quickstart", "--out=index"]
-    run(python, tmp_path, "air_jax.index", *made)
-    assert opens_the_page(python, tmp_path, "index") == len([*tmp_path.glob("images/**/*.png")])
+    run(program, tmp_path, "index", *made)
+    assert opens_the_page(program, tmp_path, "index") == len([*tmp_path.glob("images/**/*.png")])

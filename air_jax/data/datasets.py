@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from air_jax.data.loaders import import_tensorflow
-from air_jax.runtime.atomic_files import read_npz, write_npz
+from air_jax.runtime.atomic_files import locked, read_npz, write_npz
 from air_jax.runtime.cache import cache_directory
-from air_jax.runtime.locks import locked
 from air_jax.runtime.progress import say
 
 NAMES = ("cifar100", "digits", "arrays")

@@ -7,69 +7,81 @@
 Again on the same folder, it does only what is new or changed; stopped, it continues.
 """
 
+import sys
+from argparse import Namespace
 from pathlib import Path
-
-from absl import app, flags, logging
 
 # Decoding processes import this module: what needs JAX is imported where it is used.
 from air_jax.index import decode_pool
 from air_jax.index.decoding import FITS, Limits
+from air_jax.runtime.arguments import Arguments
 
-_IMAGES = flags.DEFINE_string("images", None, "folder of images, with the folders in it")
-_MODEL = flags.DEFINE_string("model", None, "work directory of a trained run")
-_VECTORS = flags.DEFINE_string("vectors", None, ".npy file [N, D] of codes of another model")
-_METADATA = flags.DEFINE_string(
-    "metadata", None, "CSV file with a head and a row for each vector; path: its image"
-)
-_OUT = flags.DEFINE_string("out", None, "folder of the index", required=True)
-_FIT = flags.DEFINE_enum("fit", "crop", FITS, "how images become square")
-_STORAGE = flags.DEFINE_enum(
-    "storage", "float32", ["float32", "float16", "int8"], "of codes; int8 is searched fastest"
-)
-_STORE = flags.DEFINE_string(
-    "store", None, "milvus://HOST:PORT/COLLECTION or milvus:FILE.db: where codes go; default: --out"
-)
-_WORKERS = flags.DEFINE_integer("workers", 0, "decoding processes; 0: as many as cores", 0)
-_REHASH = flags.DEFINE_boolean("rehash", False, "compare contents, not only sizes and times")
-_MEGAPIXELS = flags.DEFINE_integer("megapixels", 200, "largest image that is decoded", 1)
+STORAGES = ("float32", "float16", "int8")
 
 
-def main(_: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
+    """Build or update the index that the command line tells of; returns the exit status."""
+    told = read(arguments)
     from air_jax.runtime import cache, command_line
 
-    logging.set_verbosity(logging.WARNING)
-    if (_VECTORS.value is None) == (_MODEL.value is None):
-        command_line.fail("expected --model=WORKDIR with --images=FOLDER, or --vectors=FILE.npy")
-    if _MODEL.value is not None and _IMAGES.value is None:
-        command_line.fail("--images=FOLDER is missing")
-    if _METADATA.value is not None and _VECTORS.value is None:
-        command_line.fail("--metadata is of vectors: expected --vectors=FILE.npy")
-    if _VECTORS.value is not None and _IMAGES.value is not None and _METADATA.value is None:
-        command_line.fail("--images with --vectors needs --metadata=FILE.csv with a column path")
     cache.keep_compilations()
-    return command_line.guard(_run, Path(_OUT.value))
+    return command_line.guard(lambda: _run(told), told.out)
 
 
-def _run() -> None:
+def read(arguments: list[str] | None) -> Namespace:
+    """The command line's flags; exits if they are wrong."""
+    parser = Arguments("air_jax.index", __doc__)
+    add = parser.add_argument
+    add("--images", metavar="FOLDER", type=Path, help="folder of images, with the folders in it")
+    add("--model", metavar="WORKDIR", type=Path, help="work directory of a trained run")
+    add("--vectors", metavar="FILE", type=Path, help=".npy file [N, D], codes of another model")
+    add(
+        "--metadata",
+        metavar="FILE",
+        type=Path,
+        help="CSV file with a head and a row for each vector; path: its image",
+    )
+    add("--out", metavar="INDEX", type=Path, required=True, help="folder of the index")
+    add("--fit", choices=FITS, default="crop", help="how images become square")
+    add("--storage", choices=STORAGES, default="float32", help="of codes; int8: fastest search")
+    add(
+        "--store",
+        metavar="ADDRESS",
+        help="milvus://HOST:PORT/COLLECTION or milvus:FILE.db: where codes go, instead of --out",
+    )
+    parser.number("--workers", 0, "decoding processes; 0: as many as cores", 0)
+    add("--rehash", action="store_true", help="compare contents, not only sizes and times")
+    parser.number("--megapixels", 200, "largest image that is decoded", 1)
+    told = parser.parse_args(arguments)
+    if (told.vectors is None) == (told.model is None):
+        parser.error("expected --model=WORKDIR with --images=FOLDER, or --vectors=FILE.npy")
+    if told.model is not None and told.images is None:
+        parser.error("--images=FOLDER is missing")
+    if told.metadata is not None and told.vectors is None:
+        parser.error("--metadata is of vectors: expected --vectors=FILE.npy")
+    if told.vectors is not None and told.images is not None and told.metadata is None:
+        parser.error("--images with --vectors needs --metadata=FILE.csv with a column path")
+    return told
+
+
+def _run(told: Namespace) -> None:
     from air_jax.index import build
     from air_jax.runtime.progress import duration, say
 
-    out, images = Path(_OUT.value), _IMAGES.value and Path(_IMAGES.value)
     options = build.Options(
-        fit=_FIT.value,
-        storage=_STORAGE.value,
-        workers=_WORKERS.value or decode_pool.usable_cores(),
-        rehash=_REHASH.value,
-        limits=Limits(pixels=_MEGAPIXELS.value * 10**6),
-        store=_STORE.value,
+        fit=told.fit,
+        storage=told.storage,
+        workers=told.workers or decode_pool.usable_cores(),
+        rehash=told.rehash,
+        limits=Limits(pixels=told.megapixels * 10**6),
+        store=told.store,
     )
-    if _VECTORS.value is not None:
-        metadata = _METADATA.value and Path(_METADATA.value)
-        found = build.index_vectors(Path(_VECTORS.value), metadata, images, out, options)
+    if told.vectors is not None:
+        found = build.index_vectors(told.vectors, told.metadata, told.images, told.out, options)
     else:
-        found = build.index_images(images, Path(_MODEL.value), out, options)
-    say(f"{duration(found['seconds'])}; now: python -m air_jax.serve --index={out}")
+        found = build.index_images(told.images, told.model, told.out, options)
+    say(f"{duration(found['seconds'])}; now: python -m air_jax.serve --index={told.out}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

@@ -23,9 +23,8 @@ from air_jax.models import encode
 from air_jax.models.autoencoder import Net
 from air_jax.run import net_file
 from air_jax.runtime import sharding
-from air_jax.runtime.atomic_files import write_json
+from air_jax.runtime.atomic_files import locked, write_json
 from air_jax.runtime.checksums import damage, sha256_of, write_checksums
-from air_jax.runtime.locks import locked
 from air_jax.runtime.progress import Progress, say
 from air_jax.search import code_store
 from air_jax.search.milvus_store import MilvusStore

@@ -4,46 +4,19 @@ Trains and evaluates the nets of a sweep, and writes `<figure>.json`, `<figure>.
 `claims.md`: which of the paper's claims hold.
 """
 
+import sys
+from argparse import Namespace
 from pathlib import Path
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
 
 from air_jax.reproduce import ablation, figure3, figure4, sweep, sweep_report
 from air_jax.reproduce.claims_page import DETAILS
 from air_jax.reproduce.sweep_report import Figure
 from air_jax.run import jobs
 from air_jax.runtime import cache, command_line, distributed
+from air_jax.runtime.arguments import names
 from air_jax.runtime.progress import say
-
-_CONFIG = config_flags.DEFINE_config_file(
-    "config",
-    None,
-    "Config file with a sweep, or the name of one of air_jax's own; --config.KEY=VALUE changes it.",
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the sweep. Default: runs/<sweep.name of the config>."
-)
-_ONLY = flags.DEFINE_list(
-    "only", [], "Do only members whose names begin so, comma-separated: depth40/asymmetric"
-)
-_PART = flags.DEFINE_string(
-    "part", "0/1", "I/N: of these every Nth from the Ith on, from 0; the others are left to others."
-)
-_STAGES = flags.DEFINE_list(
-    "stages", ["members", "report"], "What to do, comma-separated, of members, report."
-)
-_OVERWRITE = flags.DEFINE_boolean(
-    "overwrite", False, "Start the chosen members anew; what was there is kept aside."
-)
-_SMOKE = flags.DEFINE_boolean(
-    "smoke", False, "A size that shows in minutes that everything works, and decides nothing."
-)
-_DRY_RUN = flags.DEFINE_boolean(
-    "dry_run", False, "Say what is done, what is left and how long it takes; change nothing."
-)
-flags.DEFINE_alias("dry-run", "dry_run")
 
 # One seed of each net, a few steps on few small images: no claim can be decided.
 _SMOKE_SIZE = {
@@ -62,25 +35,63 @@ SOME_MEMBERS_FAILED = 1
 FIGURES = {"figure3": figure3.FIGURE, "figure4": figure4.FIGURE, "choices": ablation.FIGURE}
 
 
-def main(argv: list[str]) -> int:
-    config = _CONFIG.value
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line says of a sweep; returns the exit status."""
+    parser = command_line.arguments_of_run("air_jax.reproduce", __doc__)
+    add = parser.add_argument
+    add("--workdir", help="folder of the sweep; default: runs/<sweep.name of the config>")
+    add(
+        "--only",
+        type=names,
+        default=[],
+        help="do only members whose names begin so, comma-separated: depth40/asymmetric",
+    )
+    add(
+        "--part",
+        metavar="I/N",
+        default="0/1",
+        help="do every Nth of these from the Ith on, from 0; the others are left to others",
+    )
+    add(
+        "--stages",
+        type=names,
+        default="members,report",
+        help="what to do, comma-separated, of members, report",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="start the chosen members anew; what was there is kept aside",
+    )
+    add(
+        "--smoke",
+        action="store_true",
+        help="a size that shows in minutes that everything works, and decides nothing",
+    )
+    add(
+        "--dry-run",
+        "--dry_run",
+        action="store_true",
+        help="say what is done, what is left and how long it takes; change nothing",
+    )
+    told, config = command_line.start(parser, arguments)
     if "sweep" not in config:
-        command_line.fail(
+        parser.error(
             "this config is no sweep; give configs/figure3.py, or use python -m air_jax.main"
         )
-    if _SMOKE.value:
+    if told.smoke:
         config.update(_SMOKE_SIZE)
         config.sweep.name += "_smoke"
-    path = Path("runs") / config.sweep.name if _WORKDIR.value is None else Path(_WORKDIR.value)
+    path = Path("runs") / config.sweep.name if told.workdir is None else Path(told.workdir)
     failed: list[str] = []
-    status = command_line.guard(lambda: failed.extend(_run(config, path)), path)
+    status = command_line.guard(lambda: failed.extend(_run(told, config, path)), path)
     return status or (SOME_MEMBERS_FAILED if failed else 0)
 
 
-def _run(config: ml_collections.ConfigDict, path: Path) -> list[str]:
+def _run(told: Namespace, config: ml_collections.ConfigDict, path: Path) -> list[str]:
     """Returns the names of the members that failed."""
     job = jobs.load(config)
-    for stage in _STAGES.value or [""]:
+    for stage in told.stages:
         if stage not in ("members", "report"):
             raise ValueError(f"--stages: {stage!r} is not one of members, report")
     figure = FIGURES.get(config.sweep.figure)
@@ -88,19 +99,19 @@ def _run(config: ml_collections.ConfigDict, path: Path) -> list[str]:
         known = ", ".join(FIGURES)
         raise ValueError(f"sweep.figure={config.sweep.figure!r}: expected one of {known}")
     members = sweep.make_members(job, path)
-    chosen = sweep.part(sweep.select(members, _ONLY.value), _PART.value)
-    anew = _OVERWRITE.value and "members" in _STAGES.value
-    if not anew or not _DRY_RUN.value:
+    chosen = sweep.part(sweep.select(members, told.only), told.part)
+    anew = told.overwrite and "members" in told.stages
+    if not anew or not told.dry_run:
         sweep.prepare(chosen, anew)
-    if _DRY_RUN.value:
+    if told.dry_run:
         say(sweep.describe(chosen, figure.stages))
         return []
     path.mkdir(parents=True, exist_ok=True)
     cache.keep_compilations()
     failed = []
-    if "members" in _STAGES.value:
+    if "members" in told.stages:
         failed = sweep.run(chosen, figure.stages, config.sweep.seeds_together)
-    if "report" in _STAGES.value:
+    if "report" in told.stages:
         _report(figure, job, members, path)
     if distributed.is_first():
         for name in failed:
@@ -120,4 +131,4 @@ def _report(figure: Figure, job: jobs.Job, members: list[sweep.Member], path: Pa
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    sys.exit(main())

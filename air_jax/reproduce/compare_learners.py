@@ -1,7 +1,5 @@
 """Which learner is best: every one on its own rounds, and all on one recorded set of marks.
 
-    python -m air_jax.compare --codes=runs/cifar100_small/codes.npz --out=runs/compare
-
 Constants are chosen on queries drawn from the database part, which leave it for that time; figures
 are of held-out queries. Residual mAP is comparable between learners only on the same marks, so the
 recorded set is what decides: the images that the first retrieval shows, 20 in each round. Leaves
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags, logging
 
 from air_jax.configs import default
 from air_jax.feedback import simulated_user
@@ -24,25 +21,10 @@ from air_jax.feedback.learners import LEARNERS, Learner
 from air_jax.feedback.simulated_user import Simulation
 from air_jax.run import jobs
 from air_jax.run.work_directory import CONFIG_FILE
-from air_jax.runtime import cache, command_line
 from air_jax.runtime.atomic_files import read_npz, write_json
 from air_jax.runtime.checksums import read_checked_json, write_checked_json
 from air_jax.runtime.progress import say
 from air_jax.search import baselines, exact_search, metrics, scorers
-
-_CODES = flags.DEFINE_string("codes", None, "a run's codes.npz", required=True)
-_OF = flags.DEFINE_enum(
-    "of",
-    "codes",
-    ["codes", "untrained", *baselines.WITHOUT_NET],
-    "which codes: the run's, its untrained net's, or some of the same images that need no net",
-)
-_OUT = flags.DEFINE_string("out", None, "folder for what is found", required=True)
-_QUERIES = flags.DEFINE_integer("queries", 1000, "held-out queries; 0: all", lower_bound=0)
-_VALIDATION = flags.DEFINE_integer("validation", 500, "queries to choose constants by", 1)
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "of feedback", lower_bound=1)
-_MARKS = flags.DEFINE_integer("marks", 20, "images marked in each round", lower_bound=1)
-_METRIC = flags.DEFINE_enum("metric", "l2", exact_search.METRICS, "of the first retrieval")
 
 ROLES = ("database", "query")
 # What is tried for each learner; the others are compared as they are.
@@ -229,12 +211,6 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(_: list[str]) -> int:
-    logging.set_verbosity(logging.WARNING)
-    cache.keep_compilations()
-    return command_line.guard(_run, Path(_OUT.value))
-
-
 def codes_of(path: Path, of: str) -> dict[str, np.ndarray]:
     """Codes and labels of database and queries, from a run's file or made of its images.
 
@@ -262,21 +238,51 @@ def codes_of(path: Path, of: str) -> dict[str, np.ndarray]:
     return {part: held[name] for part, name in names.items()} | {key: held[key] for key in labels}
 
 
-def _run() -> None:
-    held = codes_of(Path(_CODES.value), _OF.value)
-    database, queries = exact_search.for_metric(_METRIC.value, held["database"], held["query"])
+def run(
+    codes: Path,
+    of: str,
+    out: Path,
+    *,
+    queries: int,
+    validation: int,
+    rounds: int,
+    marks: int,
+    metric: str,
+) -> None:
+    """Compare all learners; leaves `compare.json` and `compare.md`.
+
+    Args:
+        codes: a run's `codes.npz`.
+        of: "codes", "untrained", or a name of `baselines.WITHOUT_NET`: which codes.
+        out: folder for what is found.
+        queries: held-out queries; 0: all.
+        validation: queries to choose constants by.
+        rounds: of feedback.
+        marks: images marked in each round.
+        metric: of the first retrieval, of `exact_search.METRICS`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `codes_of`.
+    """
+    held = codes_of(codes, of)
+    database, queried = exact_search.for_metric(metric, held["database"], held["query"])
     labels, query_labels = held["database_label"], held["query_label"]
-    out = Path(_OUT.value)
-    inputs = {"codes": hashlib.sha256(b"".join(held[key].tobytes() for key in held)).hexdigest()}
-    inputs |= {flag.name: flag.value for flag in (_QUERIES, _VALIDATION, _ROUNDS, _MARKS, _METRIC)}
+    inputs: dict[str, Any] = {
+        "codes": hashlib.sha256(b"".join(held[key].tobytes() for key in held)).hexdigest(),
+        "queries": queries,
+        "validation": validation,
+        "rounds": rounds,
+        "marks": marks,
+        "metric": metric,
+    }
     parts = Parts(out / "parts.json", inputs)
-    asked = simulated_user.choose_queries(labels, _VALIDATION.value, seed=0)
+    asked = simulated_user.choose_queries(labels, validation, seed=0)
     rest = np.setdiff1d(np.arange(len(labels)), asked)
-    sizes = _ROUNDS.value, _MARKS.value
-    validation = Collection(database[rest], labels[rest], database[asked], labels[asked], *sizes)
-    chosen = choose(validation, parts)
-    kept = simulated_user.choose_queries(query_labels, _QUERIES.value, seed=0)
-    held_out = Collection(database, labels, queries[kept], query_labels[kept], *sizes)
+    sizes = rounds, marks
+    drawn = Collection(database[rest], labels[rest], database[asked], labels[asked], *sizes)
+    chosen = choose(drawn, parts)
+    kept = simulated_user.choose_queries(query_labels, queries, seed=0)
+    held_out = Collection(database, labels, queried[kept], query_labels[kept], *sizes)
     found = compare(held_out, chosen, parts)
     best = winner(found)
     content = {"winner": best, "queries": len(kept), "chosen": chosen, "learners": found}

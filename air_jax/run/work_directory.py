@@ -15,7 +15,7 @@ from typing import Any
 import ml_collections
 
 from air_jax.runtime import distributed
-from air_jax.runtime.atomic_files import write_json, write_npz
+from air_jax.runtime.atomic_files import locked, write_json, write_npz
 from air_jax.runtime.checksums import (
     difference,
     hash_of,
@@ -23,7 +23,6 @@ from air_jax.runtime.checksums import (
     sha256_of,
     write_checked_json,
 )
-from air_jax.runtime.locks import locked
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"

