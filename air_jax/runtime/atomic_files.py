@@ -1,7 +1,7 @@
-"""What processes that are killed, or work side by side, do not spoil.
+"""Files that no killed process, and no other one at work, can spoil.
 
-JSON and `.npz` files are written whole or not at all, and read with errors that name the file. A lock
-keeps a folder for one process.
+JSON and `.npz` files are written whole or not at all, and read with errors that name the file; a
+lock keeps a folder for one process.
 """
 
 import contextlib
