@@ -68,7 +68,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(
     launcher, job, request, tmp_path, faults_tried
 ):
     job = request.getfixturevalue(job)
-    assert kill(launcher, job, tmp_path, {signal.SIGKILL: 2}, faults_tried)[signal.SIGKILL].times
+    assert kill(launcher, job, tmp_path, {signal.SIGKILL: 1}, faults_tried)[signal.SIGKILL].times
 
 
 @pytest.mark.long
