@@ -202,10 +202,12 @@ def from_json(held: dict[str, Any]) -> Session:
     if not isinstance(held, dict) or held.get("format") != FORMAT:
         found = held.get("format") if isinstance(held, dict) else type(held).__name__
         raise ValueError(f"a session of format {found!r}; expected {FORMAT}")
-    fields = {field.name for field in dataclasses.fields(Session)}
     try:
-        values = {name: held[name] for name in fields}
-        values["rounds"] = [Round(**made) for made in held["rounds"]]
+        values = {field.name: held[field.name] for field in dataclasses.fields(Session)}
+        rounds = dataclasses.fields(Round)
+        values["rounds"] = [
+            Round(**{field.name: made[field.name] for field in rounds}) for made in held["rounds"]
+        ]
         values["marks"] = {image: Mark(bool(said), int(on)) for image, said, on in held["marks"]}
         values["undo"] = list(held["undo"])
         return Session(**values)
