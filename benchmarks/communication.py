@@ -4,13 +4,12 @@
     for collective in communication.collectives(compiled.as_text()):
         print(collective, collective.sent_bytes)
 
-A property of the program and of the number of devices: it is the same on a busy machine, and on
-virtual devices of one CPU.
+This depends on the program and the number of devices only: a busy machine, or virtual devices of
+one CPU, show the same.
 """
 
 import math
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 
 KINDS = (
@@ -22,14 +21,22 @@ KINDS = (
     "ragged-all-to-all",
     "reduce-scatter",
 )
-# Attributes that name the computations an instruction runs.
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
+# Name, type (of a tuple in parentheses), opcode, operands and attributes.
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)$")
 _CALLED = re.compile(
     r"\b(?:body|condition|calls|to_apply|\w+_computation|\w+_computations)=(\{[^{}]*\}|[^\s,]+)"
 )
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?\S+ = (.*)$")
+# What the compiler notes about an instruction may look like one.
 _NOTES = re.compile(r', metadata=\{(?:[^{}"]|"[^"]*")*\}|/\*.*?\*/')
-_ARRAY = re.compile(r"\b([a-z]+\d*)\w*\[([^\]]*)\]")
+
+
+class Instruction(NamedTuple):
+    """One line of a program: the type of its result, its opcode, operands and attributes."""
+
+    result: str
+    opcode: str
+    rest: str
 
 
 class Collective(NamedTuple):
@@ -78,18 +85,21 @@ def collectives(program: str) -> list[Collective]:
         ValueError: it is not optimised HLO, or a collective in it is of an unknown form.
     """
     computations, entry = _computations(program)
-    calls = _calls(computations, entry)
     found = []
-    for name, count in calls.items():
-        for text in computations[name]:
-            kind, result = _collective(text)
-            if kind is None:
+    for name, calls in _calls(computations, entry).items():
+        instructions = computations[name]
+        for each in instructions.values():
+            kind = each.opcode.removesuffix("-done")
+            if kind not in KINDS:  # a start is counted where it is done: there its result is plain
                 continue
-            devices = _devices(kind, text, program)
+            if kind != each.opcode:
+                start = re.match(r"(?:.* )?%?([^\s,)]+)\)", each.rest)
+                each = each._replace(rest=instructions[start[1]].rest if start else "")
+            devices = _devices(kind, each, program)
             if devices > 1:
-                arrays = _array_bytes(result)
+                arrays = _array_bytes(each.result)
                 payload = sum(arrays) * (devices if kind == "reduce-scatter" else 1)
-                found.append(Collective(kind, count, payload, len(arrays), devices))
+                found.append(Collective(kind, calls, payload, len(arrays), devices))
     return found
 
 
@@ -111,17 +121,16 @@ def totals(found: list[Collective]) -> dict[str, float]:
     }
 
 
-def _computations(program: str) -> tuple[dict[str, list[str]], str]:
-    """The instructions of each computation, what follows their "=", and the entry's name."""
-    computations: dict[str, list[str]] = {}
+def _computations(program: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+    """The instructions of each computation, by name, and the entry's name."""
+    computations: dict[str, dict[str, Instruction]] = {}
     entry = None
     for line in program.splitlines():
         if header := _COMPUTATION.match(line):
-            computations[header[2]] = current = []
+            computations[header[2]] = current = {}
             entry = header[2] if header[1] else entry
-        elif computations and (instruction := _INSTRUCTION.match(line)):
-            # What the compiler notes about an instruction may look like one.
-            current.append(_NOTES.sub("", instruction[1]))
+        elif computations and (found := _INSTRUCTION.match(_NOTES.sub("", line))):
+            current[found[1]] = Instruction(*found.groups()[1:])
     if entry is None:
         raise ValueError(
             f"expected the text of optimised HLO, which has an ENTRY: {program[:60]!r}"
@@ -129,91 +138,45 @@ def _computations(program: str) -> tuple[dict[str, list[str]], str]:
     return computations, entry
 
 
-def _calls(computations: dict[str, list[str]], entry: str) -> dict[str, int | None]:
+def _calls(computations: dict[str, dict[str, Instruction]], entry: str) -> dict[str, int | None]:
     """How often a run of the program enters each computation; None where it is not told."""
     calls: dict[str, int | None] = dict.fromkeys(computations, 0)
 
     def enter(name: str, times: int | None) -> None:
         before = calls[name]
         calls[name] = None if times is None or before is None else before + times
-        for text in computations[name]:
-            for called, repeats in _called(text):
-                if called in computations:
-                    enter(called, None if times is None or repeats is None else times * repeats)
+        for each in computations[name].values():
+            if each.opcode in ("async-update", "async-done"):  # they name what async-start runs
+                continue
+            repeats = times
+            if each.opcode == "while":
+                told = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', each.rest)
+                repeats = times * int(told[1]) if told and times is not None else None
+            for names in _CALLED.findall(re.sub(r'"[^"]*"', "", each.rest)):
+                for called in re.findall(r"[^\s,{}%]+", names):
+                    if called in computations:
+                        enter(called, repeats)
 
     enter(entry, 1)
     return calls
 
 
-def _called(text: str) -> Iterator[tuple[str, int | None]]:
-    """The computations that an instruction runs, and how often; None: a loop of unknown length."""
-    opcode = _opcode(text)[0]
-    if opcode in ("async-update", "async-done"):  # they name what async-start runs
-        return
-    repeats: int | None = 1
-    if opcode == "while":
-        told = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', text)
-        repeats = int(told[1]) if told else None
-    for names in _CALLED.findall(re.sub(r'"[^"]*"', "", text)):
-        for name in re.findall(r"[^\s,{}%]+", names):
-            yield name, repeats
-
-
-def _opcode(text: str) -> tuple[str, str]:
-    """An instruction's opcode and its result's type."""
-    depth = 0
-    for i, letter in enumerate(text):
-        depth += (letter == "(") - (letter == ")")
-        if letter == " " and depth == 0:
-            return text[i + 1 :].split("(", 1)[0], text[:i]
-    return "", text
-
-
-def _collective(text: str) -> tuple[str | None, str]:
-    """Which kind of collective an instruction is, or None, and the type of what it makes."""
-    opcode, result = _opcode(text)
-    kind = opcode.removesuffix("-start")
-    if kind not in KINDS:
-        return None, result
-    if kind != opcode:
-        # Operands, results, and what the pair keeps to itself; an all-reduce's are its results.
-        parts = _parts(result)
-        if kind != "all-reduce" or parts[0].startswith("("):
-            return kind, parts[1]
-    return kind, result
-
-
-def _parts(tuple_type: str) -> list[str]:
-    """The elements of a tuple's type; of another type itself."""
-    if not tuple_type.startswith("("):
-        return [tuple_type]
-    parts, depth = [""], 0
-    for letter in tuple_type[1:-1]:
-        depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return [part.strip() for part in parts]
-
-
 def _array_bytes(result: str) -> list[int]:
     """The size of each array of a type, whose layouts are left out: they may hold brackets."""
+    arrays = re.findall(r"\b([a-z]+)(\d*)\w*\[([^\]]*)\]", re.sub(r"\{[^{}]*\}", "", result))
     return [
-        math.ceil(math.prod(map(int, re.findall(r"\d+", shape))) * _bits(kind) / 8)
-        for kind, shape in _ARRAY.findall(re.sub(r"\{[^{}]*\}", "", result))
+        math.ceil(
+            math.prod(map(int, re.findall(r"\d+", shape)))
+            * (8 if kind == "pred" else int(bits or 0))  # a token has none
+            / 8
+        )
+        for kind, bits, shape in arrays
     ]
 
 
-def _bits(kind: str) -> int:
-    if kind == "pred":
-        return 8
-    digits = re.search(r"\d+$", kind)
-    return int(digits[0]) if digits else 0  # a token
-
-
-def _devices(kind: str, text: str, program: str) -> int:
+def _devices(kind: str, each: Instruction, program: str) -> int:
     """How many devices take part in one group of a collective, the largest if they differ."""
+    text = each.rest
     if kind == "collective-permute":
         pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", text)
         return len(set(re.findall(r"\d+", pairs[1]))) if pairs else 1
@@ -229,4 +192,6 @@ def _devices(kind: str, text: str, program: str) -> int:
         header = program.split("\n", 1)[0]
         counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)
         return math.prod(map(int, counts))
-    raise ValueError(f"groups of devices of an unknown form: {text[:300]}")
+    raise ValueError(
+        f"groups of devices of an unknown form: {each.result} {each.opcode}({each.rest}"
+    )

@@ -8,8 +8,8 @@ its own and all of them several times in turns, and counts without running it th
 layers, width 64) on up to 256. The second measures the devices of the run that it is one process
 of: the way to measure a cluster. With `--count --topology=v5e:2x4 --dtype=bfloat16` it compiles for
 a TPU that is not there. Bytes and calls are those of the compiled program
-(`communication.py`); virtual devices share the cores, so on a CPU seconds tell what splitting
-costs, not what it gains.
+(`communication.py`). Virtual devices share the cores: on a CPU seconds tell what splitting costs,
+not what it gains.
 
 Strong scaling keeps the batch or the database, weak scaling what each device has of it.
 """
@@ -34,8 +34,11 @@ from jax.experimental import topologies
 
 from air_jax.configs import default, figure3
 from air_jax.runtime import distributed, sharding
-from air_jax.search import sharded_search
-from air_jax.training import loop, sgd
+from air_jax.search import device_codes, full_ranking
+from air_jax.search.device_codes import DeviceCodes
+from air_jax.training import loop
+from air_jax.training.optimizer import make_optimizer
+from air_jax.training.step import Phase, compile_step, initial_state
 from benchmarks import communication, measure
 
 # Processes and devices of each.
@@ -46,7 +49,6 @@ PAPER_BATCH = 160
 IMAGE = (32, 32, 3)
 TOTAL_STEPS = 1000  # of the learning rate's schedule
 DIMENSION, NEAREST, ITEMS, QUERIES = 128, 100, 30, 64  # of codes; found; ranked; at a time
-WORK = ("train", "search", "ranks")
 
 
 def main() -> None:
@@ -58,12 +60,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(arguments.turns):
             for layout in arguments.layouts[:: -1 if turn % 2 else 1]:
-                _add(rows, _run(layout, arguments, Path(folder)))
+                _add(rows, _run(layout, Path(folder)))
         for layout in arguments.counted:
-            _add(rows, _run(layout, arguments, Path(folder), "--count"))
-    for row in rows:
-        _rate(row)
-        _print(row)
+            _add(rows, _run(layout, Path(folder), "--count"))
+    _show(rows)
     measure.report(arguments, _summary(rows), rows)
 
 
@@ -96,53 +96,31 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
-def _run(
-    layout: str, arguments: argparse.Namespace, folder: Path, *others: str
-) -> list[dict[str, Any]]:
-    """The rows of a run of its own.
+def _run(layout: str, folder: Path, *others: str) -> list[dict[str, Any]]:
+    """The rows of a run of its own, with this command's flags.
 
     Raises:
         RuntimeError: it failed; with its last lines.
     """
     processes, devices = map(int, layout.split("x"))
-    names = (
-        "rounds",
-        "depth",
-        "width",
-        "batch",
-        "batch_each",
-        "database",
-        "database_each",
-        "dtype",
-    )
-    command = [sys.executable, __file__, "--here", f"--devices={devices}", *others]
-    command += [f"--{name.replace('_', '-')}={getattr(arguments, name)}" for name in names]
+    command = [sys.executable, __file__, *sys.argv[1:], "--here", f"--devices={devices}", *others]
     command += [f"--json={folder / 'rows.json'}"]
+    numbered = [command]
     if processes > 1:
-        command += [f"--coordinator=127.0.0.1:{_free_port()}", f"--processes={processes}"]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        command += [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}"]
+        numbered = [[*command, f"--process={number}"] for number in range(processes)]
     # The second time a layout is started, and the second process, find its programs compiled.
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compilations")}
-    started = [
-        subprocess.Popen(
-            command + ([f"--process={number}"] if processes > 1 else []),
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for number in range(processes)
-    ]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    started = [subprocess.Popen(each, env=environment, **pipes) for each in numbered]
     said = [each.communicate()[0] for each in started]
     if any(each.returncode for each in started):
         raise RuntimeError(f"layout {layout} failed:\n" + "\n".join(x[-2000:] for x in said))
     print(f"{layout}: done", flush=True)
     return json.loads((folder / "rows.json").read_text())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _add(rows: list[dict[str, Any]], more: list[dict[str, Any]]) -> None:
@@ -156,42 +134,36 @@ def _add(rows: list[dict[str, Any]], more: list[dict[str, Any]]) -> None:
             rows.append(new)
 
 
-def _rate(row: dict[str, Any]) -> None:
-    """Images/s of training, calls/s of others, if it was timed."""
-    if row["seconds"]:
-        amount = row["size"] if row["work"] == "train" else 1
-        row["rate"] = measure.spread(np.array(row["seconds"]), amount)
-
-
-def _print(row: dict[str, Any]) -> None:
-    what = f"{row['work']:6} {row['scaling']:6} {row['processes']} x {row['devices']:3}"
-    sent = f"{row['calls']} calls, {row['sent_bytes']:,.0f} bytes sent by each device"
-    size = f"{row['size']:>9,} depth {row['depth'] or '-':>2}"
-    took = ""
-    if rate := row.get("rate"):
-        unit = "images/s" if row["work"] == "train" else "calls/s"
-        took = f"; {rate['median']:,.1f} {unit} ({rate['low']:,.1f} to {rate['high']:,.1f})"
-    print(f"{what} {size}: {sent}{took}")
+def _show(rows: list[dict[str, Any]]) -> None:
+    """Give the rows that were timed a rate, in images/s of training, and print all as markdown."""
+    print("| | processes x devices | size | calls | bytes sent by each | images/s or calls/s |")
+    print("|---|---|---|---|---|---|")
+    for row in rows:
+        shown = ""
+        if row["seconds"]:
+            amount = row["size"] if row["work"] == "train" else 1
+            row["rate"] = measure.spread(np.array(row["seconds"]), amount)
+            shown = "{median:.3g} ({low:.3g} - {high:.3g})".format(**row["rate"])
+        net = f", {row['depth']} layers, width {row['width']}" if row["depth"] else ""
+        layout = f"{row['processes']} x {row['devices'] // row['processes']}"
+        print(
+            f"| {row['work']}, {row['scaling']}{net} | {layout} | {row['size']:,} | "
+            f"{row['calls']} | {row['sent_bytes']:,.0f} | {shown} |"
+        )
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     """Of the largest timed run of one process: what is sent, and its rate over one device's."""
     timed = [row for row in rows if row["seconds"] and row["processes"] == 1]
+    one = {_kind(row): row["rate"]["median"] for row in timed if row["devices"] == 1}
     most = max(row["devices"] for row in timed)
     summary: dict[str, float | None] = {}
     for row in (row for row in timed if row["devices"] == most):
         name = f"{row['work']}_{row['scaling']}_{most}_devices"
-        one = next(
-            (
-                each["rate"]["median"]
-                for each in timed
-                if each["devices"] == 1 and _kind(each) == _kind(row)
-            ),
-            None,
-        )
         summary[f"{name}_calls"] = row["calls"]
         summary[f"{name}_sent_bytes"] = row["sent_bytes"]
-        summary[f"{name}_rate_over_one"] = one and row["rate"]["median"] / one
+        alone = one.get(_kind(row))
+        summary[f"{name}_rate_over_one"] = alone and row["rate"]["median"] / alone
     return summary
 
 
@@ -204,55 +176,52 @@ def _measure_here(arguments: argparse.Namespace) -> None:
     measure.set_devices(arguments.devices)
     place = distributed.find_place(arguments.coordinator, arguments.processes, arguments.process)
     distributed.start(place)
-    mesh = sharding.make_mesh(_chips(arguments.topology) if arguments.topology else None)
+    chips = None
+    if arguments.topology:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=arguments.topology)
+        chips = list(described.devices)
+    mesh = sharding.make_mesh(chips)
     net = PAPER if arguments.count else (arguments.depth, arguments.width)
     batch_each = PAPER_BATCH if arguments.count else arguments.batch_each
+    codes = {"strong": arguments.database, "weak": arguments.database_each * mesh.size}
     sizes = {
         "train": {"strong": arguments.batch, "weak": batch_each * mesh.size},
-        "search": {"strong": arguments.database, "weak": arguments.database_each * mesh.size},
+        "search": codes,
+        "ranks": codes,
     }
     rows, runs = [], {}
-    for work in WORK:
-        for scaling, size in sizes["train" if work == "train" else "search"].items():
-            if size % mesh.size:
-                continue  # the paper's batch does not divide over so many devices
-            if work == "train":
-                program, run = _training(*net, size, arguments.dtype, mesh, arguments.count)
-            else:
-                program, run = _retrieval(work, size, mesh, arguments.count)
-            found = communication.collectives(program)
-            rows.append(
-                {
-                    "work": work,
-                    "scaling": scaling,
-                    "processes": place.processes,
-                    "devices": mesh.size,
-                    "size": size,
-                    "depth": net[0] if work == "train" else None,
-                    "width": net[1] if work == "train" else None,
-                    **communication.totals(found),
-                    "collectives": [each._asdict() for each in found],
-                    "seconds": [],
-                }
-            )
-            if run:
-                runs[work, scaling] = run
+    cases = [(work, *case) for work, kinds in sizes.items() for case in kinds.items()]
+    for work, scaling, size in cases:
+        if size % mesh.size:
+            continue  # the paper's batch does not divide over so many devices
+        if work == "train":
+            program, run = _training(*net, size, arguments.dtype, mesh, arguments.count)
+        else:
+            program, run = _retrieval(work, size, mesh, arguments.count)
+        found = communication.collectives(program)
+        rows.append(
+            {
+                "work": work,
+                "scaling": scaling,
+                "processes": place.processes,
+                "devices": mesh.size,
+                "size": size,
+                "depth": net[0] if work == "train" else None,
+                "width": net[1] if work == "train" else None,
+                **communication.totals(found),
+                "collectives": [each._asdict() for each in found],
+                "seconds": [],
+            }
+        )
+        if run:
+            runs[work, scaling] = run
     distributed.barrier()  # compiling may take one process longer than others wait for it
     for kind, seconds in measure.seconds_in_turns(runs, arguments.rounds).items():
         next(row for row in rows if _kind(row) == kind)["seconds"] = seconds.tolist()
-    if not distributed.is_first():
-        return
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows))
-    for row in rows:
-        _rate(row)
-        _print(row)
-
-
-def _chips(topology: str) -> list[jax.Device]:
-    """Of a TPU to compile for, whether or not it is there."""
-    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    return list(described.devices)
+    if distributed.is_first():
+        if arguments.json:
+            arguments.json.write_text(json.dumps(rows))
+        _show(rows)
 
 
 def _training(
@@ -266,13 +235,13 @@ def _training(
     # To count, one copy of the net is enough, wherever it lies.
     home = sharding.make_mesh(jax.local_devices()[:1]) if count else mesh
     net = loop.new_net(config, IMAGE, half, half / 2, home)
-    optimizer = sgd.make_optimizer(config.train, TOTAL_STEPS)
+    optimizer = make_optimizer(config.train, TOTAL_STEPS)
     if count:
         net = net._replace(mean=half, std=half / 2)
-        state = jax.eval_shape(lambda: sgd.initial_state(net, optimizer, home))
+        state = jax.eval_shape(lambda: initial_state(net, optimizer, home))
     else:
-        state = sgd.initial_state(net, optimizer, mesh)
-    call, _ = sgd.compile_step(config, net, state, sgd.Phase(0, TOTAL_STEPS, None), IMAGE, mesh)
+        state = initial_state(net, optimizer, mesh)
+    call, _ = compile_step(config, net, state, Phase(0, TOTAL_STEPS, None), IMAGE, mesh)
     if count:
         return call.as_text(), None
     images = np.random.default_rng(0).integers(0, 256, (batch, *IMAGE), np.uint8)
@@ -291,7 +260,7 @@ def _training(
 def _retrieval(
     work: str, size: int, mesh: jax.sharding.Mesh, count: bool
 ) -> tuple[str, Callable[[], Any] | None]:
-    """Likewise of `sharded_search.search` or `ranks_by_distance`, for one block of queries."""
+    """Likewise of `device_codes.search` or `full_ranking.ranks_by_distance`, for one block."""
     rows, whole = sharding.by_rows(mesh), sharding.replicated(mesh)
 
     def array(
@@ -302,21 +271,21 @@ def _retrieval(
     database = array((size, DIMENSION), rows), array((size,), rows)
     queries = array((QUERIES, DIMENSION), whole)
     if work == "search":
-        block = sharded_search._search_block
+        block = device_codes._search_block
         lowered = block.lower(queries, *database, k=NEAREST, mesh=mesh)
     else:
         items = array((QUERIES, ITEMS), whole, jnp.int32)
-        lowered = sharded_search._ranks_block.lower(queries, items, *database, mesh=mesh)
+        lowered = full_ranking._ranks_block.lower(queries, items, *database, mesh=mesh)
     program = lowered.compile().as_text()
     if count:
         return program, None
     random = np.random.default_rng(0)
-    made = sharded_search.make_database(random.standard_normal((size, DIMENSION), np.float32), mesh)
+    made = DeviceCodes(random.standard_normal((size, DIMENSION), np.float32), mesh)
     wanted = random.standard_normal((QUERIES, DIMENSION), np.float32)
     if work == "search":
-        return program, lambda: sharded_search.search(made, wanted, NEAREST, mesh)
+        return program, lambda: device_codes.search(made, wanted, NEAREST)
     ranked = random.integers(0, size, (QUERIES, ITEMS), np.int32)
-    return program, lambda: sharded_search.ranks_by_distance(made, wanted, ranked, mesh)
+    return program, lambda: full_ranking.ranks_by_distance(made, wanted, ranked)
 
 
 if __name__ == "__main__":

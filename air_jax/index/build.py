@@ -13,21 +13,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from air_jax.index import contact_sheet, decode_pool, image_files, stored_index
+from air_jax.index import contact_sheet, decode_pool, image_files, milvus_index
 from air_jax.index.catalogue import DAMAGED, Catalogue, codes_name
 from air_jax.index.decode_pool import Task
 from air_jax.index.decoding import Decoded, Limits, read_file
 from air_jax.index.image_files import File
 from air_jax.index.image_index import NET_FILE, SHEET_FILE, SUMMARY_FILE
-from air_jax.models import encode
-from air_jax.models.autoencoder import Net
-from air_jax.run import net_file
+from air_jax.models import encode, net_file
+from air_jax.models.net import Net
+from air_jax.run import trained_net
 from air_jax.runtime import sharding
 from air_jax.runtime.atomic_files import locked, write_json
 from air_jax.runtime.checksums import damage, sha256_of, write_checksums
 from air_jax.runtime.progress import Progress, say
-from air_jax.search import code_store
-from air_jax.search.milvus_store import MilvusStore
+from air_jax.search import file_codes
+from air_jax.search.milvus_collection import Collection
 
 BATCH = 256  # images encoded at once, and committed
 LOCK_FILE = "lock"
@@ -39,11 +39,12 @@ class Options(NamedTuple):
 
     Attributes:
         fit: how pictures that are not square are made so; `decoding.FITS`.
-        storage: how codes are kept; `code_store.STORAGES`.
+        storage: how codes are kept; `file_codes.STORAGES`.
         workers: decoding processes.
         rehash: compare contents, not only sizes and times.
         limits: of one file.
-        store: where codes are kept instead of in the index: see `milvus_store`. None: in the index.
+        store: where codes are kept instead of in the index: see
+            `milvus_collection`. None: in the index.
     """
 
     fit: str = "crop"
@@ -75,7 +76,7 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
         raise FileNotFoundError(f"--images={folder}: there is no such folder")
     started = time.monotonic()
     mesh = sharding.make_mesh()
-    kept = net_file.of_run(model, mesh)
+    kept = trained_net.of_run(model, mesh)
     made_from = {
         "kind": "images",
         "folder": str(folder.resolve()),
@@ -100,7 +101,7 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
             "storage": options.storage,
             "fingerprint": update.fingerprint,
         }
-        about |= stored_index.about_store(index.catalogue, index.store, content="")
+        about |= milvus_index.about_store(index.catalogue, index.store, content="")
         if not _is_published(index, update.images, about):
             about["generation"] = index.generation + 1
             _write_codes(index, _gathered(index, update.images, about), update.images, about)
@@ -149,7 +150,7 @@ def index_vectors(
             "storage": options.storage,
             "fingerprint": fingerprint,
         }
-        about |= stored_index.about_store(index.catalogue, index.store, sha256_of(vectors))
+        about |= milvus_index.about_store(index.catalogue, index.store, sha256_of(vectors))
         ids = list(range(1, len(codes) + 1))
         if not _is_published(index, ids, about):
             about["generation"] = index.generation + 1
@@ -168,7 +169,7 @@ class _Index(NamedTuple):
 
     out: Path
     catalogue: Catalogue
-    store: MilvusStore | None
+    store: Collection | None
 
     @property
     def generation(self) -> int:
@@ -196,7 +197,7 @@ def _opened(
         ValueError: another process does, or the index was made from something else.
         ConnectionError: Milvus cannot be reached.
     """
-    address = stored_index.whole_address(options.store)
+    address = milvus_index.whole_address(options.store)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file; expected a folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -205,7 +206,7 @@ def _opened(
         try:
             _check_same(catalogue, made_from | {"store": address}, out)
             storage = options.storage
-            with stored_index.opened(catalogue, options.store, storage, dimension) as store:
+            with milvus_index.opened(catalogue, options.store, storage, dimension) as store:
                 yield _Index(out, catalogue, store)
         except DAMAGED as error:
             raise ValueError(f"{catalogue.path} is damaged: {error}") from error
@@ -323,7 +324,7 @@ def _is_published(index: _Index, ids: list[int], about: dict[str, Any]) -> bool:
     if ids != index.catalogue.published():
         return False
     if index.store is not None:
-        return stored_index.is_whole(index.store, np.array(ids) + about["first_key"])
+        return milvus_index.is_whole(index.store, np.array(ids) + about["first_key"])
     folder = codes_name(index.generation)
     return (index.out / folder).is_dir() and damage(index.out, within=f"{folder}/") is None
 
@@ -343,9 +344,9 @@ def _write_codes(index: _Index, codes: np.ndarray, ids: list[int], about: dict[s
     keys, generation = np.array(ids, np.int64), about["generation"]
     if index.store is not None:
         keys = keys + about["first_key"]
-        stored_index.write(index.store, keys, codes, index.out, generation)
+        milvus_index.write(index.store, keys, codes, index.out, generation)
         return
-    code_store.write(index.out / codes_name(generation), codes, about["storage"], keys)
+    file_codes.write(index.out / codes_name(generation), codes, about["storage"])
     write_checksums(index.out, index.out.glob("codes-*/*"))
 
 
@@ -362,7 +363,7 @@ def _delete_leftovers(index: _Index) -> None:
     if index.store is not None:
         first_key = index.catalogue.meta["published"]["first_key"]
         keys = np.array(index.catalogue.published(), np.int64) + first_key
-        stored_index.delete_others(index.store, keys)
+        milvus_index.delete_others(index.store, keys)
 
 
 def _summary(index: _Index, update: _Update, others: int, seconds: float) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import ml_collections
 
-from air_jax.reproduce import ablation, figure3, figure4, sweep, sweep_report
-from air_jax.reproduce.claims_page import DETAILS
-from air_jax.reproduce.sweep_report import Figure
+from air_jax.reproduce import figures, pages, sweep
+from air_jax.reproduce.figures import FIGURES
 from air_jax.run import jobs
 from air_jax.runtime import cache, command_line, distributed
 from air_jax.runtime.arguments import names
@@ -32,7 +31,6 @@ _SMOKE_SIZE = {
     "sweep": {"seeds": (0,)},
 }
 SOME_MEMBERS_FAILED = 1
-FIGURES = {"figure3": figure3.FIGURE, "figure4": figure4.FIGURE, "choices": ablation.FIGURE}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,22 +108,22 @@ def _run(told: Namespace, config: ml_collections.ConfigDict, path: Path) -> list
     cache.keep_compilations()
     failed = []
     if "members" in told.stages:
-        failed = sweep.run(chosen, figure.stages, config.sweep.seeds_together)
+        failed = sweep.run(chosen, figure.stages)
     if "report" in told.stages:
-        _report(figure, job, members, path)
+        _report(job, members, path)
     if distributed.is_first():
         for name in failed:
             say(f"failed: {name} ({sweep.error_of(next(m for m in members if m.name == name))})")
     return failed
 
 
-def _report(figure: Figure, job: jobs.Job, members: list[sweep.Member], path: Path) -> None:
+def _report(job: jobs.Job, members: list[sweep.Member], path: Path) -> None:
     """Write what the members that are done show, and say the main of it."""
-    baselines = sweep.baselines_ap(job, path)
+    baselines = figures.baselines(job, path)
     if not distributed.is_first():
         return
-    written = sweep_report.write(figure, job, members, baselines, path)
-    summary = (path / written[-1]).read_text().partition(DETAILS)[0].strip()
+    written = pages.write(job, members, baselines, path)
+    summary = (path / written[-1]).read_text().partition(pages.DETAILS)[0].strip()
     say(f"\n{summary}\n")
     say(", ".join(str(path / name) for name in written))
 

@@ -63,14 +63,17 @@ def summary(values: Values, labels: np.ndarray, key: str = "map") -> dict[str, A
     Both are null, with a reason beside them, where no query has a value: only residual AP has none.
     """
     pooled = pool(values)
-    found = {key: metrics.mean(pooled), f"{key}_ci95": metrics.bootstrap_interval(pooled, labels)}
-    if found[key] is None:
+    mean, interval = metrics.mean(pooled), metrics.bootstrap_interval(pooled, labels)
+    found: dict[str, Any] = {key: mean, f"{key}_ci95": interval}
+    if mean is None:
         reason = "no query has an unmarked relevant image left"
         found |= {f"{key}_reason": reason, f"{key}_ci95_reason": reason}
     return found
 
 
-def judge(name: str, statement: str, comparisons: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def judge(
+    name: str, statement: str, pairs: Iterable[tuple[str, Values, Values]], labels: np.ndarray
+) -> dict[str, Any]:
     """A claim with its verdict.
 
     It holds when every interval lies above zero, with at least three seeds each; it does not hold
@@ -79,9 +82,10 @@ def judge(name: str, statement: str, comparisons: Iterable[dict[str, Any]]) -> d
     Args:
         name: of the claim: "a".
         statement: what it says.
-        comparisons: all that it consists of, from `compare`.
+        pairs: all that it consists of: name, the values that it says are higher, the others.
+        labels: [Q] the queries' classes.
     """
-    comparisons = list(comparisons)
+    comparisons = [compare(*pair, labels) for pair in pairs]
     seeds = min((c["seeds"] for c in comparisons), default=0)
     decided = [c for c in comparisons if c["seeds"] >= SEEDS_NEEDED]
     above = [c for c in decided if c["ci95"][0] > 0]

@@ -8,10 +8,9 @@ recorded set is what decides: the images that the first retrieval shows, 20 in e
 """
 
 import hashlib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,14 +18,16 @@ from air_jax.configs import default
 from air_jax.feedback import simulated_user
 from air_jax.feedback.learners import LEARNERS, Learner
 from air_jax.feedback.simulated_user import Simulation
+from air_jax.reproduce.kept_results import KeptResults
 from air_jax.run import jobs
 from air_jax.run.work_directory import CONFIG_FILE
 from air_jax.runtime.atomic_files import read_npz, write_json
-from air_jax.runtime.checksums import read_checked_json, write_checked_json
+from air_jax.runtime.checksums import read_checked_json
 from air_jax.runtime.progress import say
-from air_jax.search import baselines, exact_search, metrics, scorers
+from air_jax.search import baselines, distances, metrics
+from air_jax.search.device_codes import DeviceCodes
 
-ROLES = ("database", "query")
+LABELS = ("database_label", "query_label")
 # What is tried for each learner; the others are compared as they are.
 GRIDS: dict[str, list[dict[str, Any]]] = {
     "svc_balanced": [{"C": C} for C in (0.1, 1.0, 10.0)],
@@ -49,39 +50,11 @@ GRIDS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-class Parts:
-    """What has been found so far, in a file, so that a stopped comparison continues.
+class Collection(NamedTuple):
+    """A database, queries, and how feedback goes.
 
-    Args:
-        path: of the file.
-        inputs: what the comparison is of; parts of other inputs, or damaged ones, are done anew.
-    """
-
-    def __init__(self, path: Path, inputs: dict[str, Any]):
-        self.path, self.inputs = path, inputs
-        self.found: dict[str, Any] = {}
-        try:
-            held = read_checked_json(path)
-            self.found = held["found"] if held["inputs"] == inputs else {}
-        except FileNotFoundError:
-            pass
-        except (ValueError, KeyError) as error:
-            say(f"{error}; starting anew")
-
-    def of(self, name: str, work: Callable[[], Any]) -> Any:
-        """What `work` returns, a JSON value; done only if it is not there under this name."""
-        if name not in self.found:
-            say(name)
-            self.found[name] = work()
-            write_checked_json(self.path, {"inputs": self.inputs, "found": self.found})
-        return self.found[name]
-
-
-class Collection:
-    """Codes of a database and of queries, with the sessions that the first retrieval leads to.
-
-    Args:
-        database: codes [N, D].
+    Attributes:
+        codes: the database's, [N, D].
         labels: [N].
         queries: codes [Q, D].
         query_labels: [Q].
@@ -89,97 +62,89 @@ class Collection:
         marks: in each.
     """
 
-    def __init__(
-        self,
-        database: np.ndarray,
-        labels: np.ndarray,
-        queries: np.ndarray,
-        query_labels: np.ndarray,
-        rounds: int,
-        marks: int,
-    ):
-        self.space = scorers.make_space(database)
-        self.labels, self.queries, self.query_labels = labels, queries, query_labels
-        self.rounds, self.marks = rounds, marks
-        self.first = self.play("none")
+    codes: DeviceCodes
+    labels: np.ndarray
+    queries: np.ndarray
+    query_labels: np.ndarray
+    rounds: int
+    marks: int
 
-    def play(self, learner: str | Learner, recorded: bool = False, **others: Any) -> Simulation:
-        """Sessions with a learner, on its own rounds or on the recorded marks."""
+    def play(self, learner: str | Learner, **others: Any) -> Simulation:
+        """Sessions with a learner; `others` as of `simulated_user.simulate`."""
         return simulated_user.simulate(
             learner,
-            self.space,
+            self.codes,
             self.queries,
             self.query_labels,
             self.labels,
             rounds_count=self.rounds,
             marks_per_round=self.marks,
-            recorded=self.first.marked if recorded else None,
             **others,
         )
 
 
-def choose(collection: Collection, parts: Parts) -> dict[str, dict[str, Any]]:
+def choose(collection: Collection, kept: KeptResults) -> dict[str, dict[str, Any]]:
     """The constants of each learner in `GRIDS` with the best residual mAP on the recorded marks.
 
     Returns:
         By learner {"constants", "residual_map", "tried": a list of both}.
     """
+    marks = collection.play("none").marked
+
+    def residual_map(called: str, learner: Learner) -> float:
+        say(called)
+        return float(np.nanmean(collection.play(learner, recorded=marks).residual_ap[:, 1:]))
+
     chosen = {}
     for name, grid in GRIDS.items():
         tried = []
         for constants in grid:
-            work = partial(_residual_map, collection, partial(LEARNERS[name], **constants))
-            residual = parts.of(f"validation queries: {name} {constants}", work)
-            tried.append({"constants": constants, "residual_map": residual})
+            called = f"validation queries: {name} {constants}"
+            work = partial(residual_map, called, partial(LEARNERS[name], **constants))
+            tried.append({"constants": constants, "residual_map": kept.get(called, work)})
         best = max(tried, key=lambda entry: entry["residual_map"])
         chosen[name] = best | {"tried": tried}
     return chosen
 
 
-def _residual_map(collection: Collection, learner: Learner) -> float:
-    return float(np.nanmean(collection.play(learner, recorded=True).residual_ap[:, 1:]))
-
-
 def compare(
-    collection: Collection, chosen: dict[str, dict[str, Any]], parts: Parts
+    collection: Collection, chosen: dict[str, dict[str, Any]], kept: KeptResults
 ) -> dict[str, Any]:
     """Every learner on held-out queries; by learner and kind of session, a list over rounds."""
+    marks = collection.play("none").marked
+
+    def rounds(called: str, learner: Learner, how: dict[str, Any]) -> list[dict[str, Any]]:
+        say(called)
+        played = collection.play(learner, **how)
+        return [_round(played, n, collection.query_labels) for n in range(collection.rounds + 1)]
+
     found: dict[str, Any] = {}
-    for name, learner in LEARNERS.items():
-        if name == "none":
-            continue
+    for name in (name for name in LEARNERS if name != "none"):
+        learner = LEARNERS[name]
         if name in chosen:
             learner = partial(learner, **chosen[name]["constants"])
-        kinds: dict[str, dict[str, Any]] = {"own": {}, "recorded": {"recorded": True}}
+        kinds: dict[str, dict[str, Any]] = {"own": {}, "recorded": {"recorded": marks}}
         if name.startswith(("svc", "ridge", "discriminant")) and name != "svc_distance":
             kinds["uncertain"] = {"show": "uncertain"}
-        found[name] = {
-            kind: parts.of(
-                f"held-out queries: {name}, {kind}", partial(_rounds, collection, learner, **how)
-            )
-            for kind, how in kinds.items()
-        }
+        found[name] = {}
+        for kind, how in kinds.items():
+            called = f"held-out queries: {name}, {kind}"
+            found[name][kind] = kept.get(called, partial(rounds, called, learner, how))
     return found
 
 
-def _rounds(collection: Collection, learner: Learner, **how: Any) -> list[dict[str, Any]]:
-    simulation = collection.play(learner, **how)
-    return [_round(simulation, number, collection) for number in range(collection.rounds + 1)]
-
-
-def _round(simulation: Simulation, number: int, collection: Collection) -> dict[str, Any]:
-    gain = simulation.residual_ap[:, number] - simulation.baseline_residual_ap[:, number]
-    drawn = int(simulation.pseudo_negatives[:, number].sum())
+def _round(played: Simulation, number: int, labels: np.ndarray) -> dict[str, Any]:
+    gain = played.residual_ap[:, number] - played.baseline_residual_ap[:, number]
     return {
         "round": number,
-        "map": metrics.mean(simulation.ap[:, number]),
-        "residual_map": metrics.mean(simulation.residual_ap[:, number]),
+        "map": metrics.mean(played.ap[:, number]),
+        "residual_map": metrics.mean(played.residual_ap[:, number]),
         "residual_gain": metrics.mean(gain),
-        "residual_gain_ci95": metrics.bootstrap_interval(gain, collection.query_labels),
-        "pseudo_negatives": drawn,
-        "pseudo_negatives_relevant": int(simulation.pseudo_relevant[:, number].sum()),
-        "unconverged": int(simulation.unconverged[number]),
-        "seconds": float(simulation.seconds[number]),
+        "residual_gain_ci95": metrics.bootstrap_interval(gain, labels),
+        "pseudo_negatives": int(played.pseudo_negatives[:, number].sum()),
+        "pseudo_negatives_relevant": int(played.pseudo_relevant[:, number].sum()),
+        "unconverged": int(played.unconverged[number]),
+        "seconds": float(played.seconds[number]),
     }
 
 
@@ -214,28 +179,28 @@ def table(found: dict[str, Any]) -> str:
 def codes_of(path: Path, of: str) -> dict[str, np.ndarray]:
     """Codes and labels of database and queries, from a run's file or made of its images.
 
+    Returns:
+        "database" [N, D] and "query" [Q, D] float32, "database_label" [N] and "query_label" [Q].
+
     Raises:
         FileNotFoundError: the file, or the run's config beside it, is not there.
         ValueError: the file lacks an array, or is of other images than its config loads.
     """
-    names = {part: f"untrained_{part}" if of == "untrained" else part for part in ROLES}
-    labels = [f"{part}_label" for part in ROLES]
-    held = read_npz(path, (*names.values(), *labels))
+    prefix = "untrained_" if of == "untrained" else ""
+    names = f"{prefix}database", f"{prefix}query"
+    held = read_npz(path, (*names, *LABELS))
+    database, query = (held[name] for name in names)
     if of in baselines.WITHOUT_NET:
         config = default.get_config()
         kept = read_checked_json(path.parent / CONFIG_FILE)["config"]
-        config.update_from_flattened_dict(
-            {key: value for key, value in kept.items() if key.startswith("data.")}
-        )
+        data = {key: value for key, value in kept.items() if key.startswith("data.")}
+        config.update_from_flattened_dict(data)
         job = jobs.load(config)
         if not np.array_equal(job.dataset.labels[job.database], held["database_label"]):
             raise ValueError(f"{path} is of other images than {CONFIG_FILE} beside it loads")
-        dimension = held["database"].shape[1]
         images = job.database_images(), job.query_images()
-        made = baselines.codes(of, *images, dimension)
-        held |= dict(zip(ROLES, made, strict=True))
-        names = {part: part for part in ROLES}
-    return {part: held[name] for part, name in names.items()} | {key: held[key] for key in labels}
+        database, query = baselines.codes(of, *images, database.shape[1])
+    return {"database": database, "query": query} | {key: held[key] for key in LABELS}
 
 
 def run(
@@ -259,13 +224,13 @@ def run(
         validation: queries to choose constants by.
         rounds: of feedback.
         marks: images marked in each round.
-        metric: of the first retrieval, of `exact_search.METRICS`.
+        metric: of the first retrieval, of `distances.METRICS`.
 
     Raises:
         FileNotFoundError, ValueError: as `codes_of`.
     """
     held = codes_of(codes, of)
-    database, queried = exact_search.for_metric(metric, held["database"], held["query"])
+    database, queried = distances.for_metric(metric, held["database"], held["query"])
     labels, query_labels = held["database_label"], held["query_label"]
     inputs: dict[str, Any] = {
         "codes": hashlib.sha256(b"".join(held[key].tobytes() for key in held)).hexdigest(),
@@ -275,15 +240,16 @@ def run(
         "marks": marks,
         "metric": metric,
     }
-    parts = Parts(out / "parts.json", inputs)
+    results = KeptResults(out / "parts.json", inputs)
     asked = simulated_user.choose_queries(labels, validation, seed=0)
     rest = np.setdiff1d(np.arange(len(labels)), asked)
-    sizes = rounds, marks
-    drawn = Collection(database[rest], labels[rest], database[asked], labels[asked], *sizes)
-    chosen = choose(drawn, parts)
+    searched = DeviceCodes(database[rest])
+    drawn = Collection(searched, labels[rest], database[asked], labels[asked], rounds, marks)
+    chosen = choose(drawn, results)
     kept = simulated_user.choose_queries(query_labels, queries, seed=0)
-    held_out = Collection(database, labels, queried[kept], query_labels[kept], *sizes)
-    found = compare(held_out, chosen, parts)
+    searched = DeviceCodes(database)
+    held_out = Collection(searched, labels, queried[kept], query_labels[kept], rounds, marks)
+    found = compare(held_out, chosen, results)
     best = winner(found)
     content = {"winner": best, "queries": len(kept), "chosen": chosen, "learners": found}
     write_json(out / "compare.json", content)

@@ -5,7 +5,6 @@ member, `<net>/seed<n>`. What is done is not done again, and a member that fails
 the others go on.
 """
 
-import contextlib
 import copy
 import json
 import time
@@ -14,24 +13,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import ml_collections
-import numpy as np
 
-from air_jax.models import autoencoder
+from air_jax.models.architecture import Architecture
 from air_jax.run import dry_run, jobs, pipeline
 from air_jax.run.jobs import Job
-from air_jax.run.work_directory import WorkDir, stage_keys
+from air_jax.run.work_directory import WorkDir
 from air_jax.runtime import distributed
-from air_jax.runtime.atomic_files import read_npz, write_json, write_npz
-from air_jax.runtime.checksums import hash_of
+from air_jax.runtime.atomic_files import write_json
 from air_jax.runtime.progress import duration, say
-from air_jax.search.baselines import WITHOUT_NET
 from air_jax.training import loop
-from air_jax.training.checkpoints import CHECKPOINTS, newest_step
-from air_jax.training.training_log import NonFiniteError
 
 MEMBERS_FOLDER = "members"
 ERROR_FILE = "error.json"
-BASELINES_FILE = "baselines.npz"
 
 
 class Member(NamedTuple):
@@ -66,7 +59,7 @@ class Member(NamedTuple):
         return (
             steps
             * config.train.batch
-            * autoencoder.multiplications(**config.model, image_shape=shape)
+            * Architecture(**config.model, image_shape=shape).multiplications()
         )
 
 
@@ -135,13 +128,12 @@ def prepare(members: list[Member], anew: bool) -> None:
     distributed.barrier()
 
 
-def run(members: list[Member], stages: tuple[str, ...], seeds_together: bool = False) -> list[str]:
+def run(members: list[Member], stages: tuple[str, ...]) -> list[str]:
     """Do the stages of every member that are not done yet.
 
     Args:
         members: to do, in this order.
         stages: of `work_directory.STAGES`.
-        seeds_together: train the seeds of a net in one step (`loop.train_together`).
 
     Returns:
         The names of the members that failed; why is in each one's `error.json`.
@@ -158,8 +150,6 @@ def run(members: list[Member], stages: tuple[str, ...], seeds_together: bool = F
     started = time.monotonic()
     for number, member in enumerate(waiting, start=1):
         say(f"\n[{number}/{len(waiting)}] {member.name}")
-        if seeds_together:
-            _train_seeds([m for m in waiting[number - 1 :] if m.net == member.net])
         if error := _do(member, stages):
             say(f"{member.name} failed ({error}); the others go on")
             failed.append(member.name)
@@ -190,63 +180,12 @@ def _do(member: Member, stages: tuple[str, ...]) -> str | None:
     return None
 
 
-def _train_seeds(members: list[Member]) -> None:
-    """Train seeds of one net together, where two or more are as far; else leave them as they are.
-
-    Each one's train stage then finds its training complete.
-    """
-    found = distributed.from_first(
-        lambda: [
-            newest_step(member.workdir.path / CHECKPOINTS) or 0
-            if member.workdir.why_redo("train")
-            else None
-            for member in members
-        ]
-    )
-    waiting = [member for member, step in zip(members, found, strict=True) if step is not None]
-    if len(waiting) < 2 or len({step for step in found if step is not None}) > 1:
-        return
-    job = waiting[0].job
-    say(f"training seeds {', '.join(str(member.seed) for member in waiting)} together")
-    directories = {member.seed: member.workdir.path for member in waiting}
-    images = job.dataset.images[job.training_positions()]
-    with contextlib.ExitStack() as stack:
-        for member in waiting:
-            stack.enter_context(member.workdir.opened())
-        try:
-            loop.train_together(job.config, images, job.mesh, directories)
-        except NonFiniteError as error:
-            say(f"{error}\nthese seeds go on one by one")
-
-
 def error_of(member: Member) -> str | None:
     """Why a member failed when it was last tried; None if it did not."""
     try:
         return json.loads((member.workdir / ERROR_FILE).read_text())["error"]
     except FileNotFoundError:
         return None
-
-
-def baselines_ap(job: Job, folder: Path) -> dict[str, np.ndarray]:
-    """Average precision [Q] by codes that need no net, made once for the sweep, by name.
-
-    Args:
-        job: the sweep's.
-        folder: where they are kept.
-    """
-    held: dict[str, np.ndarray] = {}
-    data = {k: v for k, v in stage_keys(job.config, "train").items() if k.startswith("data.")}
-    made_from = hash_of([job.dataset.fingerprint(), data, job.config.model.code_dim])
-    with contextlib.suppress(FileNotFoundError, ValueError):  # a damaged file is made again
-        held = read_npz(folder / BASELINES_FILE, ("made_from",))
-    if str(held.get("made_from")) != made_from:
-        held = {"made_from": np.array(made_from)}
-    for name in WITHOUT_NET:
-        if name not in held:
-            held[name] = pipeline.baseline_ap(name, job)
-            if distributed.is_first():
-                write_npz(folder / BASELINES_FILE, **held)
-    return {name: held[name] for name in WITHOUT_NET}
 
 
 def describe(members: list[Member], stages: tuple[str, ...]) -> str:

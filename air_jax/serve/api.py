@@ -160,7 +160,7 @@ def preview(image: Id, service: Opened) -> Response:
     if path is None:
         raise HTTPException(404, f"the file of image {image} is not in the folder any more")
     try:
-        picture = decoding.open_image(path, decoding.Limits())
+        picture = decoding.open_image(path, decoding.Limits()).picture
     except ValueError as error:
         raise HTTPException(404, f"the file of image {image}: {error}") from error
     content = decoding.thumbnail(picture, PREVIEW_SIDE)
@@ -185,10 +185,9 @@ def _keep_upload(service: Service, content: bytes) -> dict[str, Any]:
             409, "this index was made of vectors, without a net: uploads cannot be searched"
         )
     try:
-        picture = decoding.open_image(content, service.limits)
+        picture, width, height = decoding.open_image(content, service.limits)
     except ValueError as error:
         raise HTTPException(422, f"the file cannot be read as an image: {error}") from error
-    width, height = picture.size
     thumbnail = decoding.thumbnail(picture, THUMBNAIL_SIDE)
     kept = Upload(index.about["codes"], width, height, index.encode(picture), thumbnail)
     return {"upload": service.store.add_upload(kept), "width": width, "height": height}

@@ -36,7 +36,7 @@ class Service:
 
     def warm_up(self) -> None:
         """Compile what the first rounds take, before someone waits for it."""
-        engine, codes = self.searcher.engine, self.index.store
+        engine, codes = self.searcher.engine, self.index.codes
         query, count = codes.get(np.array(0)), min(60, len(codes))
         engine.first(query, count)
         some = np.arange(min(4, len(codes)))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from air_jax.reproduce import claims, claims_page
+from air_jax.reproduce import claims, plots
 from air_jax.reproduce.claims import FAILS, HOLDS, UNDECIDED
 
 LABELS = np.repeat(np.arange(10), 20)
@@ -16,7 +16,7 @@ def shifted(by, seeds=(0, 1, 2), noise=0.01):
 
 
 def judge(*pairs):
-    return claims.judge("x", "", [claims.compare("", *pair, LABELS) for pair in pairs])["verdict"]
+    return claims.judge("x", "", [("", *pair) for pair in pairs], LABELS)["verdict"]
 
 
 def test_a_claim_holds_when_every_interval_lies_above_zero():
@@ -72,4 +72,4 @@ def test_pooling_leaves_out_queries_without_a_value():
 )
 def test_a_net_that_does_not_learn_or_use_its_code_is_remarked(learn, use, expected):
     net = {"seeds": 3, "seeds_that_learn": learn, "seeds_that_use_the_code": use}
-    assert claims_page.remark(net) == expected
+    assert plots.remark(net) == expected

@@ -1,28 +1,31 @@
 """The comparison of learners, on codes of a few hundred images."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from program import call
 from sklearn.decomposition import PCA
 
+from air_jax import compare
 from air_jax.configs import quickstart
 from air_jax.feedback.learners import LEARNERS
 from air_jax.reproduce import compare_learners
+from air_jax.reproduce.kept_results import KeptResults
 from air_jax.run import jobs, work_directory
 from air_jax.runtime.atomic_files import write_json
 from air_jax.runtime.checksums import write_checked_json
 
+SIZES = ("--validation=8", "--queries=12", "--rounds=2", "--marks=5")
 
-@pytest.fixture
-def codes(tmp_path):
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory):
     """A run's codes: four classes, 200 images in the database and 24 queries."""
     rng = np.random.default_rng(0)
     labels = np.arange(224) % 4
     values = (rng.normal(size=(4, 8))[labels] + rng.normal(size=(224, 8))).astype(np.float32)
-    path = tmp_path / "codes.npz"
+    path = tmp_path_factory.mktemp("run") / "codes.npz"
     np.savez(
         path,
         database=values[:200],
@@ -33,16 +36,17 @@ def codes(tmp_path):
     return path
 
 
-def run(*flags):
-    command = [sys.executable, "-m", "air_jax.compare", *flags]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_every_learner_is_compared_on_its_own_and_on_recorded_marks(codes, tmp_path):
-    sizes = ["--validation=8", "--queries=12", "--rounds=2", "--marks=5"]
-    done = run(f"--codes={codes}", f"--out={tmp_path / 'out'}", *sizes)
+@pytest.fixture(scope="module")
+def compared(codes, tmp_path_factory):
+    """The folder of a comparison."""
+    folder = tmp_path_factory.mktemp("compared")
+    done = call(compare.main, f"--codes={codes}", f"--out={folder}", *SIZES)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    return folder
+
+
+def test_every_learner_is_compared_on_its_own_and_on_recorded_marks(compared):
+    found = json.loads((compared / "compare.json").read_text())
     assert found["queries"] == 12
     assert found["learners"].keys() == LEARNERS.keys() - {"none"}
     for kinds in found["learners"].values():
@@ -59,42 +63,43 @@ def test_every_learner_is_compared_on_its_own_and_on_recorded_marks(codes, tmp_p
         assert [entry["constants"] for entry in chosen["tried"]] == compare_learners.GRIDS[name]
         assert chosen["residual_map"] == max(e["residual_map"] for e in chosen["tried"])
     assert found["winner"] == compare_learners.winner(found["learners"])
-    assert f"`{found['winner']}`" in (tmp_path / "out" / "compare.md").read_text()
+    assert f"`{found['winner']}`" in (compared / "compare.md").read_text()
 
 
-def test_a_stopped_comparison_continues_with_what_is_missing(codes, tmp_path):
-    flags = [f"--codes={codes}", f"--out={tmp_path}", "--validation=8", "--queries=12"]
-    flags += ["--rounds=1", "--marks=5"]
-    assert run(*flags).returncode == 0
-    whole = (tmp_path / "compare.json").read_text()
-    parts = json.loads((tmp_path / "parts.json").read_text())
-    kept = dict(list(parts["found"].items())[:-2])
-    inputs = parts["inputs"]
+def test_a_stopped_comparison_continues_with_what_is_missing(codes, compared, tmp_path):
+    whole = json.loads((compared / "compare.json").read_text())
+    parts = json.loads((compared / "parts.json").read_text())
+    inputs, found = parts["inputs"], parts["found"]
+    kept = dict(list(found.items())[:-2])
     write_checked_json(tmp_path / "parts.json", {"inputs": inputs, "found": kept})
-    done = run(*flags)
+    done = call(compare.main, f"--codes={codes}", f"--out={tmp_path}", *SIZES)
     assert done.stdout.count("held-out queries: ") == 2
-
-    def without_seconds(text):
-        found = json.loads(text)
-        for kinds in found["learners"].values():
+    again = json.loads((tmp_path / "compare.json").read_text())
+    for content in (whole, again):
+        for kinds in content["learners"].values():
             for rounds in kinds.values():
                 for entry in rounds:
                     del entry["seconds"]
-        return found
+    assert again == whole
 
-    again = (tmp_path / "compare.json").read_text()
-    assert without_seconds(again) == without_seconds(whole)
-    assert (
-        compare_learners.Parts(tmp_path / "parts.json", inputs).found.keys()
-        == parts["found"].keys()
-    )
-    assert compare_learners.Parts(tmp_path / "parts.json", inputs | {"marks": 4}).found == {}
+
+def test_results_are_kept_unless_they_are_damaged_or_of_other_inputs(tmp_path):
+    path, inputs = tmp_path / "results.json", {"marks": 5}
+    assert KeptResults(path, inputs).get("a", lambda: [1.5]) == [1.5]
+    assert KeptResults(path, inputs).get("a", lambda: [2.5]) == [1.5]
+    assert KeptResults(path, {"marks": 4}).get("b", lambda: 1) == 1
+    assert KeptResults(path, inputs).found == {}
+    path.write_text(path.read_text().replace('"b": 1', '"b": 2'))
+    assert KeptResults(path, {"marks": 4}).found == {}
+    path.write_text("[]")
+    assert KeptResults(path, inputs).found == {}
 
 
 @pytest.fixture
 def digits_run(tmp_path):
     """A work directory's config and codes, of scikit-learn's digits."""
     config = quickstart.get_config()
+    config.data.size = 8
     write_json(tmp_path / "config.json", {"config": work_directory.flatten(config)})
     job = jobs.load(config)
     labels = job.dataset.labels
@@ -144,9 +149,7 @@ def test_a_learner_that_loses_in_its_first_round_does_not_win():
 
 def test_a_file_that_is_no_codes_is_one_clear_error(tmp_path):
     (tmp_path / "codes.npz").write_text("no")
-    done = run(f"--codes={tmp_path / 'codes.npz'}", f"--out={tmp_path}")
-    assert done.returncode == 2
-    assert "codes.npz cannot be read" in done.stderr
-    done = run(f"--codes={tmp_path / 'nothing.npz'}", f"--out={tmp_path}")
-    assert done.returncode == 2
-    assert "nothing.npz" in done.stderr
+    for name, message in (("codes", "codes.npz cannot be read"), ("nothing", "nothing.npz")):
+        done = call(compare.main, f"--codes={tmp_path / name}.npz", f"--out={tmp_path}")
+        assert done.returncode == 2
+        assert message in done.stderr

@@ -2,44 +2,76 @@
 
 import json
 import re
-import subprocess
-import sys
+import shutil
 
 import numpy as np
 import pytest
-from conftest import ROOT, class_images
-from program import ENVIRONMENT
+from conftest import class_images
+from program import call
 from sklearn.metrics import average_precision_score
 
-from air_jax.reproduce import ablation, figure3, figure4, plots, sweep, sweep_report
-from air_jax.run import jobs
+from air_jax import main
+from air_jax.configs import default
+from air_jax.reproduce import __main__ as reproduce
+from air_jax.reproduce import figures, pages, plots, sweep
+from air_jax.reproduce.figures import FIGURES
+from air_jax.run import jobs, pipeline
 from air_jax.run.work_directory import CODES_FILE, RETRIEVAL_FILE
 from air_jax.runtime.atomic_files import read_npz
 from air_jax.training import loop
 
+CLASSIC = {"model": {"depth": 4, "pool": True, "skip": "none"}}
 NETS = {
-    "depth4/classic": {"model": {"depth": 4, "pool": True, "skip": "none"}},
     "depth4/asymmetric-pool": {"model": {"depth": 4, "pool": True, "skip": "asymmetric"}},
-    "depth6/classic": {"model": {"depth": 6, "pool": True, "skip": "none"}},
+    "depth4/classic": CLASSIC,
 }
+STAGES = FIGURES["figure3"].stages
 
 
-@pytest.fixture
-def config(small_config, small_arrays):
-    small_config.unlock()
-    small_config.data.update(name="arrays", dir=str(small_arrays))
-    small_config.model.pools = 1
-    small_config.retrieval.baselines = ("random", "untrained")
-    small_config.feedback.learners = ("svc", "rocchio")
-    small_config.sweep = {
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """An `.npz` of 80 images of 8x8 in four classes."""
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    pixels, labels = class_images(80)
+    np.savez(path, image=pixels, label=labels)
+    return path
+
+
+def config_of(images):
+    """Two nets of four layers, with three seeds."""
+    config = default.get_config()
+    config.data.update(name="arrays", dir=str(images), queries_per_class=4)
+    config.model.update(depth=4, width=8, code_dim=16, pools=1)
+    config.train.update(epochs=2, batch=16, warmup_steps=2)
+    config.log.update(every_steps=2, checkpoint_steps=3)
+    config.encode.batch = 32
+    config.retrieval.baselines = ("random", "untrained")
+    config.feedback.update(rounds=2, marks_per_round=5, queries=0, learners=("svc", "rocchio"))
+    config.sweep = {
         "figure": "figure3",
         "name": "test",
         "seeds": (0, 1, 2),
-        "seeds_together": False,
         "depths": (4, 6),
         "nets": NETS,
     }
-    return small_config
+    return config
+
+
+@pytest.fixture
+def config(images):
+    return config_of(images)
+
+
+@pytest.fixture(scope="module")
+def done(images, tmp_path_factory):
+    """The folder of a sweep whose members and baselines are done."""
+    folder = tmp_path_factory.mktemp("done")
+    job, members = members_of(config_of(images), folder)
+    assert sweep.run(members, STAGES) == []
+    with pytest.MonkeyPatch.context() as patch:  # k-means takes longer than all members
+        patch.setattr(pipeline, "baseline_ap", lambda name, job: np.full(len(job.queries), 0.25))
+        figures.baselines(job, folder)
+    return folder
 
 
 def members_of(config, folder):
@@ -47,11 +79,17 @@ def members_of(config, folder):
     return job, sweep.make_members(job, folder)
 
 
-def report(config, folder, figure=figure3.FIGURE):
+def report(config, folder):
     job, members = members_of(config, folder)
-    baselines = sweep.baselines_ap(job, folder)
-    written = sweep_report.write(figure, job, members, baselines, folder)
+    written = pages.write(job, members, figures.baselines(job, folder), folder)
     return written, json.loads((folder / written[0]).read_text())
+
+
+def copy_done(done, folder, *names):
+    """Copy the baselines, and some members, of a sweep that is done."""
+    shutil.copy(done / figures.BASELINES_FILE, folder)
+    for name in names:
+        shutil.copytree(done / "members" / name, folder / "members" / name)
 
 
 def without_times(found):
@@ -60,17 +98,14 @@ def without_times(found):
     return re.sub(r'"(compile_seconds|seconds|images_per_second)": [0-9.e-]+', "", text)
 
 
-def test_a_sweep_writes_members_claims_and_pictures(config, tmp_path):
-    del config.sweep.nets["depth6/classic"]
-    _, members = members_of(config, tmp_path)
-    assert sweep.run(members, figure3.FIGURE.stages) == []
-    written, found = report(config, tmp_path)
+def test_a_sweep_writes_members_claims_and_pictures(config, done):
+    written, found = report(config, done)
     assert written == ["figure3.json", "figure3.png", "curves.png", "gradients.png", "claims.md"]
-    assert all((tmp_path / name).stat().st_size > 500 for name in written)
+    assert all((done / name).stat().st_size > 500 for name in written)
     assert len(found["members"]) == 6
     assert {"pixels", "pca", "kmeans"} == found["baselines"].keys()
     member = found["members"][0]
-    held = read_npz(tmp_path / "members" / member["name"] / RETRIEVAL_FILE)
+    held = read_npz(done / "members" / member["name"] / RETRIEVAL_FILE)
     assert member["map"] == pytest.approx(held["ap"].mean())
     assert member["configuration"] == "Sortcut"
     net = next(net for net in found["nets"] if net["net"] == "depth4/classic")
@@ -78,14 +113,14 @@ def test_a_sweep_writes_members_claims_and_pictures(config, tmp_path):
     assert net["map"] == pytest.approx(np.mean(net["map_by_seed"]))
     assert len(set(net["map_by_seed"])) == 3
     assert [claim["claim"] for claim in found["claims"]] == ["a", "b", "c", "c'"]
-    page = (tmp_path / "claims.md").read_text()
+    page = (done / "claims.md").read_text()
     assert "Sortcut, 4 | " in page
     assert page.count("undecided") >= 4
 
 
 def test_baselines_of_a_sweep_have_the_map_that_scikit_learn_gives(config, tmp_path):
     job, _ = members_of(config, tmp_path)
-    found = sweep.baselines_ap(job, tmp_path)["pixels"]
+    found = pipeline.baseline_ap("pixels", job)
     codes = [i.reshape(len(i), -1) / 255 for i in (job.database_images(), job.query_images())]
     for query, label, ap in zip(codes[1], job.query_labels(), found, strict=True):
         distances = np.linalg.norm(codes[0] - query, axis=1)
@@ -93,13 +128,28 @@ def test_baselines_of_a_sweep_have_the_map_that_scikit_learn_gives(config, tmp_p
         assert ap == pytest.approx(average_precision_score(relevant, -distances), abs=1e-4)
 
 
-def test_a_sweep_stopped_and_continued_equals_an_uninterrupted_one(config, tmp_path, monkeypatch):
-    config.sweep.seeds = (0, 1)
-    del config.sweep.nets["depth6/classic"]
-    _, members = members_of(config, tmp_path / "whole")
-    sweep.run(members, figure3.FIGURE.stages)
-    _, whole = report(config, tmp_path / "whole")
+def test_baselines_are_made_once(config, tmp_path, monkeypatch):
+    job, _ = members_of(config, tmp_path)
+    made = []
 
+    def make(name, job):
+        made.append(name)
+        return np.full(len(job.queries), 0.25)
+
+    monkeypatch.setattr(pipeline, "baseline_ap", make)
+    first = figures.baselines(job, tmp_path)
+    assert made == ["pixels", "pca", "kmeans"]
+    assert first["pca"]["map"] == 0.25
+    assert figures.baselines(job, tmp_path) == first
+    assert len(made) == 3
+    config.model.code_dim = 8
+    figures.baselines(jobs.load(config), tmp_path)
+    assert len(made) == 6
+
+
+def test_a_sweep_stopped_and_continued_equals_an_uninterrupted_one(
+    config, done, tmp_path, monkeypatch
+):
     steps = 0
 
     def interrupt(self, step, *args, add=loop.TrainingLog.add):
@@ -109,59 +159,54 @@ def test_a_sweep_stopped_and_continued_equals_an_uninterrupted_one(config, tmp_p
             raise KeyboardInterrupt
         add(self, step, *args)
 
-    _, members = members_of(config, tmp_path / "parts")
+    def described(folder):
+        members = members_of(config, folder)[1]
+        return members, [figures.describe(member) for member in members]
+
+    config.sweep.seeds = (0,)
+    members, _ = described(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(loop.TrainingLog, "add", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            sweep.run(members, figure3.FIGURE.stages)
-    _, between = report(config, tmp_path / "parts")
-    assert sum(member["map"] is not None for member in between["members"]) == 1
-    assert between["members"][-1]["map_reason"] == "not done yet"
-    assert "3 to do" in sweep.describe(members, figure3.FIGURE.stages)
-    sweep.run(members, figure3.FIGURE.stages)
-    _, parts = report(config, tmp_path / "parts")
-    assert without_times(parts) == without_times(whole)
-    assert "0 to do" in sweep.describe(members, figure3.FIGURE.stages)
+            sweep.run(members, STAGES)
+    _, (first, second) = described(tmp_path)
+    assert first["map"] is not None
+    assert second["map_reason"] == "not done yet"
+    assert "1 to do" in sweep.describe(members, STAGES)
+    sweep.run(members, STAGES)
+    assert without_times(described(tmp_path)[1]) == without_times(described(done)[1])
+    assert "0 to do" in sweep.describe(members, STAGES)
 
 
-def test_a_failing_member_is_reported_and_the_others_go_on(config, tmp_path):
+def test_a_failing_member_is_reported_and_the_others_go_on(config, done, tmp_path):
     config.sweep.seeds = (0,)
-    del config.sweep.nets["depth6/classic"]
-    config.sweep.nets["depth4/classic"].train = {"learning_rate": 1e30, "clip_norm": 0.0}
+    config.sweep.nets["depth4/asymmetric-pool"].train = {"learning_rate": 1e30, "clip_norm": 0.0}
+    copy_done(done, tmp_path, "depth4/classic/seed0")
+    (tmp_path / "members/depth4/classic/seed0/stages/retrieve.json").unlink()
     _, members = members_of(config, tmp_path)
-    assert sweep.run(members, figure3.FIGURE.stages) == ["depth4/classic/seed0"]
+    assert sweep.run(members, STAGES) == ["depth4/asymmetric-pool/seed0"]
     _, found = report(config, tmp_path)
-    failed = next(m for m in found["members"] if m["name"] == "depth4/classic/seed0")
+    failed, other = found["members"]
+    assert failed["name"] == "depth4/asymmetric-pool/seed0"
     assert failed["map"] is None
     assert "NonFiniteError" in failed["map_reason"]
-    assert sum(member["map"] is not None for member in found["members"]) == 1
-    assert "depth4/classic/seed0: NonFiniteError" in (tmp_path / "claims.md").read_text()
+    assert other["map"] is not None
+    page = (tmp_path / "claims.md").read_text()
+    assert "depth4/asymmetric-pool/seed0: NonFiniteError" in page
 
 
-def test_seeds_trained_together_give_the_members_that_each_would_be_alone(config, tmp_path):
-    config.sweep.nets = {"depth4/classic": NETS["depth4/classic"]}
-    config.sweep.seeds = (0, 1)
-    maps = []
-    for together in (False, True):
-        folder = tmp_path / str(together)
-        _, members = members_of(config, folder)
-        assert sweep.run(members, figure3.FIGURE.stages, seeds_together=together) == []
-        _, found = report(config, folder)
-        maps.append([member["map"] for member in found["members"]])
-    assert maps[0] == pytest.approx(maps[1], abs=0.01)
-
-
-def test_a_member_of_a_changed_training_is_an_error_before_any_work(config, tmp_path):
+def test_a_member_of_a_changed_training_is_an_error_before_any_work(config, done, tmp_path):
+    copy_done(done, tmp_path, "depth4/classic/seed0")
     _, members = members_of(config, tmp_path)
-    sweep.run(members[:1], figure3.FIGURE.stages)
     sweep.prepare(members, anew=False)
     config.train.learning_rate = 0.01
     _, members = members_of(config, tmp_path)
     with pytest.raises(ValueError, match="train.learning_rate was 0.05, now 0.01"):
         sweep.prepare(members, anew=False)
     sweep.prepare(members, anew=True)
-    assert members[0].left_to_do(("train",)) == ["train"]
-    assert len(list(members[0].workdir.path.parent.glob("seed0.old-*"))) == 1
+    changed = next(member for member in members if member.name == "depth4/classic/seed0")
+    assert changed.left_to_do(("train",)) == ["train"]
+    assert len(list(changed.workdir.path.parent.glob("seed0.old-*"))) == 1
 
 
 def test_a_net_that_cannot_be_is_named(config, tmp_path):
@@ -175,9 +220,9 @@ def test_a_net_that_cannot_be_is_named(config, tmp_path):
 
 def test_only_selects_by_the_beginning_of_names(config, tmp_path):
     _, members = members_of(config, tmp_path)
-    assert len(sweep.select(members, [])) == 9
-    assert {m.net for m in sweep.select(members, ["depth4"])} == set(NETS) - {"depth6/classic"}
-    assert len(sweep.select(members, ["depth4/asym", "depth6/classic/seed1"])) == 4
+    assert len(sweep.select(members, [])) == 6
+    assert {m.net for m in sweep.select(members, ["depth4/c"])} == {"depth4/classic"}
+    assert len(sweep.select(members, ["depth4/asym", "depth4/classic/seed1"])) == 4
     with pytest.raises(ValueError, match="--only=depth9: .* nets: depth4/asymmetric-pool"):
         sweep.select(members, ["depth9"])
 
@@ -186,7 +231,7 @@ def test_parts_are_all_members_and_share_none(config, tmp_path):
     _, members = members_of(config, tmp_path)
     parts = [sweep.part(members, f"{index}/4") for index in range(4)]
     assert sorted(m.name for part in parts for m in part) == sorted(m.name for m in members)
-    assert {len(part) for part in parts} == {2, 3}
+    assert {len(part) for part in parts} == {1, 2}
     assert sweep.part(members, "0/1") == members
 
 
@@ -197,17 +242,21 @@ def test_a_part_that_cannot_be_is_an_error(config, tmp_path, which):
         sweep.part(members, which)
 
 
-def test_figure4_compares_methods_on_their_own_codes_and_the_baseline_on_airs(config, tmp_path):
+def test_figure4_compares_methods_on_their_own_codes_and_the_baseline_on_airs(
+    config, done, tmp_path
+):
     config.sweep.figure = "figure4"
     config.sweep.seeds = (0,)
+    config.sweep.nets = NETS | {"edsscir": CLASSIC | {"train": {"learning_rate": 0.01}}}
     config.sweep.methods = {
         "AIR": "depth4/asymmetric-pool",
-        "EDSSCIR": "depth6/classic",
+        "EDSSCIR": "edsscir",
         "SSCAIR": "depth4/classic",
     }
+    copy_done(done, tmp_path, "depth4/asymmetric-pool/seed0", "depth4/classic/seed0")
     _, members = members_of(config, tmp_path)
-    assert sweep.run(members, figure4.FIGURE.stages) == []
-    written, found = report(config, tmp_path, figure4.FIGURE)
+    assert sweep.run(members, FIGURES["figure4"].stages) == []
+    written, found = report(config, tmp_path)
     assert written == ["figure4.json", "figure4.png", "claims.md"]
     rows = {(row["method"], row["learner"]): row["rounds"] for row in found["methods"]}
     assert len(rows) == 8
@@ -225,31 +274,30 @@ def test_figure4_compares_methods_on_their_own_codes_and_the_baseline_on_airs(co
     assert difference == pytest.approx(air[2]["map"] - air[0]["map"])
 
 
-def test_choices_are_compared_in_pairs_with_their_base_by_both_metrics(config, tmp_path):
+def test_choices_are_compared_in_pairs_with_their_base_by_both_metrics(config, done, tmp_path):
     config.sweep.figure = "choices"
-    config.sweep.seeds = (0, 1)
-    config.sweep.nets = {"base": NETS["depth4/classic"], "deeper": NETS["depth6/classic"]}
-    config.sweep.compared_with = (("base", "base"), ("deeper", "base"))
-    _, members = members_of(config, tmp_path)
-    assert sweep.run(members, ablation.FIGURE.stages) == []
-    written, found = report(config, tmp_path, ablation.FIGURE)
+    base, other = "depth4/classic", "depth4/asymmetric-pool"
+    config.sweep.compared_with = ((base, base), (other, base))
+    copy_done(done, tmp_path)
+    (tmp_path / "members").symlink_to(done / "members")
+    written, found = report(config, tmp_path)
     assert written == ["choices.json", "choices.png", "choices.md"]
     rows = {(row["net"], row["metric"]): row for row in found["choices"]}
     assert len(rows) == 4
-    assert rows["base", "L2"]["comparison"]["ci95"] == [0, 0]
-    difference = rows["deeper", "L2"]["map"] - rows["base", "L2"]["map"]
-    assert rows["deeper", "L2"]["comparison"]["difference"] == pytest.approx(difference)
+    assert rows[base, "L2"]["comparison"]["ci95"] == [0, 0]
+    difference = rows[other, "L2"]["map"] - rows[base, "L2"]["map"]
+    assert rows[other, "L2"]["comparison"]["difference"] == pytest.approx(difference)
     # The standardised metric, by brute force.
     found_aps = []
-    for seed in (0, 1):
-        codes = read_npz(tmp_path / f"members/base/seed{seed}" / CODES_FILE)
+    for seed in (0, 1, 2):
+        codes = read_npz(tmp_path / f"members/{base}/seed{seed}" / CODES_FILE)
         scale = codes["database"].std(axis=0)
         for query, label in zip(codes["query"], codes["query_label"], strict=True):
             distances = np.linalg.norm((codes["database"] - query) / scale, axis=1)
             relevant = codes["database_label"] == label
             found_aps.append(average_precision_score(relevant, -distances))
-    assert rows["base", "standardised"]["map"] == pytest.approx(np.mean(found_aps), abs=1e-3)
-    assert "| deeper | standardised | " in (tmp_path / "choices.md").read_text()
+    assert rows[base, "standardised"]["map"] == pytest.approx(np.mean(found_aps), abs=1e-3)
+    assert f"| {other} | standardised | " in (tmp_path / "choices.md").read_text()
 
 
 def test_gradient_norms_run_from_the_first_convolution_to_the_last():
@@ -279,70 +327,78 @@ def get_config():
     config.train.update(batch=16, warmup_steps=2)
     config.encode.batch = 32
     config.feedback.update(rounds=1, marks_per_round=5)
-    nets = config.sweep.nets
-    config.sweep.nets = {name: nets[name] for name in ("depth10/classic", "depth10/asymmetric")}
+    config.sweep.nets = {
+        f"depth4/{skip}": {"model": {"depth": 4, "skip": skip}} for skip in ("asymmetric", "none")
+    }
     return config
 """
 
 
-def reproduce(folder, *flags):
-    file = folder / "tiny.py"
-    file.write_text(SWEEP_FILE)
-    images, labels = class_images(80, size=32)
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Flags of a sweep over two small nets."""
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.py").write_text(SWEEP_FILE)
+    images, labels = class_images(80, size=16)
     np.savez(folder / "images.npz", image=images, label=labels)
-    program = [sys.executable, "-m", "air_jax.reproduce", f"--config={file}", *flags]
-    program += [f"--config.data.dir={folder}/images.npz", f"--workdir={folder}/work"]
-    return subprocess.run(program, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
+    return f"--config={folder}/tiny.py", f"--config.data.dir={folder}/images.npz"
 
 
-def test_the_smoke_size_goes_from_nothing_to_claims_that_are_undecided(tmp_path):
-    done = reproduce(tmp_path, "--smoke", "--only=depth10/asym")
+def test_the_smoke_size_goes_from_nothing_to_claims_that_are_undecided(tiny, tmp_path):
+    def reproduced(*flags):
+        return call(reproduce.main, *tiny, "--smoke", f"--workdir={tmp_path}", *flags)
+
+    done = reproduced("--only=depth4/asym")
     assert done.returncode == 0, done.stderr
-    assert "[1/1] depth10/asymmetric/seed0" in done.stdout
-    found = json.loads((tmp_path / "work" / "figure3.json").read_text())
+    assert "[1/1] depth4/asymmetric/seed0" in done.stdout
+    found = json.loads((tmp_path / "figure3.json").read_text())
     assert found["dataset"]["image_side"] == 16
+    assert found["baselines"].keys() == {"pixels", "pca", "kmeans"}
     assert {member["seed"] for member in found["members"]} == {0}
     assert {claim["verdict"] for claim in found["claims"]} == {"undecided"}
-    assert "depth10/classic/seed0: not done yet" in (tmp_path / "work" / "claims.md").read_text()
-    plan_of_rest = reproduce(tmp_path, "--smoke", "--dry-run")
-    assert "2 members, 1 to do" in plan_of_rest.stdout
-    (tmp_path / "work" / "figure3.json").unlink()
-    again = reproduce(tmp_path, "--smoke", "--only=depth10/asym", "--stages=members")
+    assert "depth4/none/seed0: not done yet" in (tmp_path / "claims.md").read_text()
+    assert "2 members, 1 to do" in reproduced("--dry-run").stdout
+    (tmp_path / "figure3.json").unlink()
+    again = reproduced("--only=depth4/asym", "--stages=members")
     assert "1 members, 1 done before" in again.stdout
-    assert not (tmp_path / "work" / "figure3.json").exists()
-    reported = reproduce(tmp_path, "--smoke", "--stages=report")
+    assert not (tmp_path / "figure3.json").exists()
+    reported = reproduced("--stages=report")
     assert "members" not in reported.stdout.splitlines()[0]
-    assert (
-        json.loads((tmp_path / "work" / "figure3.json").read_text())["members"]
-        == (found["members"])
-    )
+    assert json.loads((tmp_path / "figure3.json").read_text())["members"] == found["members"]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--only=depth11"], "--only=depth11: no member's name begins so; nets: depth10/asymm"),
+        (["--only=depth11"], "--only=depth11: no member's name begins so; nets: depth4/asymm"),
         (["--config.sweep.figure=figure5"], "sweep.figure='figure5': expected one of figure3"),
         (["--stages=figure"], "--stages: 'figure' is not one of members, report"),
-        (["--config.model.width=0"], "sweep.nets: 'depth10/asymmetric': model.width=0"),
+        (["--config.model.width=0"], "sweep.nets: 'depth4/asymmetric': model.width=0"),
     ],
 )
-def test_what_cannot_be_reproduced_is_an_error_that_says_so(tmp_path, flags, message):
-    done = reproduce(tmp_path, *flags)
+def test_what_cannot_be_reproduced_is_an_error_that_says_so(tiny, tmp_path, flags, message):
+    done = call(reproduce.main, *tiny, f"--workdir={tmp_path / 'work'}", *flags)
     assert done.returncode == 2
     assert message in done.stderr
     assert not (tmp_path / "work").exists()
 
 
 @pytest.mark.parametrize(
-    ("module", "config", "message"),
+    ("command", "config", "message"),
     [
-        ("reproduce", "quickstart", "this config is no sweep; .* or use python -m air_jax.main"),
-        ("main", "figure3", "this config is a sweep over many nets: python -m air_jax.reproduce"),
+        (
+            reproduce.main,
+            "quickstart",
+            "this config is no sweep; .* or use python -m air_jax.main",
+        ),
+        (
+            main.main,
+            "figure3",
+            "this config is a sweep over many nets: python -m air_jax.reproduce",
+        ),
     ],
 )
-def test_sweeps_and_single_runs_name_each_others_command(module, config, message):
-    program = [sys.executable, "-m", f"air_jax.{module}", f"--config=configs/{config}.py"]
-    done = subprocess.run(program, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
+def test_sweeps_and_single_runs_name_each_others_command(command, config, message):
+    done = call(command, f"--config={config}")
     assert done.returncode == 2
     assert re.search(message, done.stderr)
