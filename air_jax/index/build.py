@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import shutil
 import time
@@ -12,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
+from PIL import Image
 
-from air_jax.index import contact_sheet, decode_pool, image_files, milvus_index
+from air_jax.index import decode_pool, image_files, milvus_index
 from air_jax.index.catalogue import DAMAGED, Catalogue, codes_name
 from air_jax.index.decode_pool import Task
 from air_jax.index.decoding import Decoded, Limits, read_file
@@ -32,6 +34,10 @@ from air_jax.search.milvus_collection import Collection
 BATCH = 256  # images encoded at once, and committed
 LOCK_FILE = "lock"
 BROKEN_SAID = 10
+# The contact sheet: some images of the index in one picture, for a person to look at.
+SHEET_COLUMNS = 10
+MOST_ON_SHEET = 6 * SHEET_COLUMNS
+SHEET_CELL, SHEET_GAP = 72, 4  # pixels
 
 
 class Options(NamedTuple):
@@ -392,13 +398,36 @@ def _summary(index: _Index, update: _Update, others: int, seconds: float) -> dic
         "images_per_second": update.added / seconds,
         "broken": broken,
     }
-    thumbnails = index.catalogue.some_thumbnails(contact_sheet.MOST)
+    thumbnails = index.catalogue.some_thumbnails(MOST_ON_SHEET)
     if thumbnails:
-        contact_sheet.write(index.out / SHEET_FILE, thumbnails)
+        _write_contact_sheet(index.out / SHEET_FILE, thumbnails)
     else:
         (index.out / SHEET_FILE).unlink(missing_ok=True)  # of vectors that had images before
     write_json(index.out / SUMMARY_FILE, summary)
     return summary
+
+
+def _write_contact_sheet(path: Path, thumbnails: list[bytes]) -> None:
+    """Lay out at most `MOST_ON_SHEET` JPEGs in rows, as a PNG of 256 colours; whole or not at all.
+
+    The place of a damaged JPEG stays white.
+    """
+    rows = -(-len(thumbnails) // SHEET_COLUMNS)
+    step = SHEET_CELL + SHEET_GAP
+    sheet = Image.new("RGB", (SHEET_COLUMNS * step + SHEET_GAP, rows * step + SHEET_GAP), "white")
+    for place, content in enumerate(thumbnails):
+        try:
+            picture = Image.open(io.BytesIO(content), formats=("JPEG",))
+            picture.thumbnail((SHEET_CELL, SHEET_CELL))
+        except Exception:  # Pillow's decoders raise a dozen kinds on damaged files
+            continue
+        row, column = divmod(place, SHEET_COLUMNS)
+        left = SHEET_GAP + column * step + (SHEET_CELL - picture.width) // 2
+        top = SHEET_GAP + row * step + (SHEET_CELL - picture.height) // 2
+        sheet.paste(picture, (left, top))
+    partial = path.with_name(f".{path.name}.partial")
+    sheet.quantize(256).save(partial, "PNG", optimize=True)
+    partial.replace(path)
 
 
 def _read_vectors(path: Path) -> np.ndarray:

@@ -19,7 +19,7 @@ from conftest import write_pictures
 from faults import index_content as content
 from PIL import Image
 
-from air_jax.index import build, contact_sheet, decode_pool, decoding
+from air_jax.index import build, decode_pool, decoding
 from air_jax.index.build import Options
 from air_jax.index.image_index import ImageIndex
 from air_jax.models import encode
@@ -82,7 +82,7 @@ def test_a_contact_sheet_shows_some_of_the_images_in_their_order(folder, made):
     index = ImageIndex(made)
     with Image.open(made / "contact_sheet.png") as sheet:
         sheet = sheet.convert("RGB")
-    step = contact_sheet.CELL + contact_sheet.GAP
+    step = build.SHEET_CELL + build.SHEET_GAP
     assert sheet.size == (10 * step + 4, 4 * step + 4)  # 40 images
     for place in (0, 13, 39):
         content = index.thumbnail(int(index.ids[place]))
