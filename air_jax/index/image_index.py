@@ -9,10 +9,11 @@
     contact_sheet.png     some of its images, for people
     sessions.sqlite       what people did with it; see `session_store`
 
-An image keeps its id as long as its content does not change; its position changes with the images
-around it.
+An image keeps its id as long as its content does not change, wherever in the folder its file is.
+Its position changes with the images around it.
 """
 
+import itertools
 import json
 import os
 import sqlite3
@@ -33,7 +34,6 @@ from air_jax.search.file_codes import FileCodes
 
 NET_FILE = "net.npz"
 SUMMARY_FILE = "index.json"
-SHEET_FILE = "contact_sheet.png"
 IDS_OF_A_QUERY = 500  # SQLite takes no more than so many values at once, to be safe
 
 
@@ -90,6 +90,25 @@ class ImageIndex:
         if not (path / catalogue.FILE).is_file():
             raise FileNotFoundError(f"{path} holds no {catalogue.FILE}: it is no index")
         self._local = threading.local()
+        while True:
+            self.about, self.ids = self._read_catalogue()
+            try:
+                self.codes = self._open_codes()
+                break
+            except (FileNotFoundError, ValueError):
+                # An indexer that published since has deleted the codes.
+                if self.is_newest():
+                    raise
+        self._order = np.argsort(self.ids)
+        self._sorted = self.ids[self._order]
+        self._net: Net | None = None
+        self._net_access = threading.Lock()
+        if self.about["model"] is not None and not (path / NET_FILE).is_file():
+            raise FileNotFoundError(f"{path / NET_FILE} is missing: it encodes uploads")
+
+    def _read_catalogue(self) -> tuple[dict[str, Any], np.ndarray]:
+        """What is published, and the ids by position."""
+        file = self.path / catalogue.FILE
         try:
             with self._database() as database:
                 catalogue.check_integrity(database, quick=True)
@@ -98,21 +117,14 @@ class ImageIndex:
                 rows = database.execute(
                     "SELECT id FROM images WHERE position IS NOT NULL ORDER BY position"
                 )
-                self.ids = np.array([row[0] for row in rows], np.int64)
-        except (sqlite3.DatabaseError, ValueError) as error:
-            raise ValueError(f"{path / catalogue.FILE} cannot be read: {error}") from error
+                ids = np.array([row[0] for row in rows], np.int64)
+        except (*catalogue.DAMAGED, ValueError) as error:
+            raise catalogue.unusable(file, error) from error
         if "published" not in meta:
             raise FileNotFoundError(
-                f"{path} is not finished: run air_jax.index again, it continues"
+                f"{self.path} is not finished: run air_jax.index again, it continues"
             )
-        self.about: dict[str, Any] = meta["published"]
-        self.codes = self._open_codes()
-        self._order = np.argsort(self.ids)
-        self._sorted = self.ids[self._order]
-        self._net: Net | None = None
-        self._net_access = threading.Lock()
-        if self.about["model"] is not None and not (path / NET_FILE).is_file():
-            raise FileNotFoundError(f"{path / NET_FILE} is missing: it encodes uploads")
+        return meta["published"], ids
 
     def _open_codes(self) -> Codes:
         if "store" in self.about:
@@ -157,28 +169,24 @@ class ImageIndex:
         return [found.get(image, gone._replace(id=image)) for image in ids]
 
     def find(self, text: str, limit: int) -> list[Image]:
-        """Images by id ("17", "#17"), by path, then by a part of path or metadata."""
+        """Images by id ("17", "#17"), by path, then by a part of path or of a metadata's value.
+
+        Case does not count, nor how accents are written.
+        """
         found: dict[int, Image] = {}
         digits = text.removeprefix("#")
         if digits.isascii() and digits.isdigit() and self.position(int(digits)) is not None:
             found |= {image.id: image for image in self.images([int(digits)])}
-        queries = (
-            ("path = ?", [os.fsencode(text)]),
-            (
-                "instr(lower(CAST(path AS TEXT)), lower(?)) OR instr(lower(metadata), lower(?))",
-                [text, json.dumps(text)[1:-1]],
-            ),
-        )
-        for where, values in queries:
-            rows = self._database().execute(
-                f"SELECT {_COLUMNS} FROM images WHERE position IS NOT NULL AND ({where}) "
-                "ORDER BY position LIMIT ?",
-                [*values, limit],
-            )
-            for row in rows:
-                if self.position(row[0]) is not None:
-                    found.setdefault(row[0], _image(row))
-        return list(found.values())[:limit]
+        columns = f"SELECT {_COLUMNS} FROM images WHERE position IS NOT NULL"
+        exact = self._database().execute(f"{columns} AND path = ?", [os.fsencode(text)])
+        part = self._database().execute(f"{columns} ORDER BY position")
+        wanted = image_files.folded(text)
+        for row in itertools.chain(exact, (row for row in part if _has(row, wanted))):
+            if len(found) >= limit:
+                break
+            if self.position(row[0]) is not None:
+                found.setdefault(row[0], _image(row))
+        return list(found.values())
 
     def thumbnail(self, image: int) -> bytes | None:
         """A small JPEG; None if there is none."""
@@ -222,6 +230,15 @@ class ImageIndex:
 
 
 _COLUMNS = "id, path, width, height, bytes, metadata"
+
+
+def _has(row: tuple[Any, ...], wanted: str) -> bool:
+    """Whether a folded text is in the path of an image, or in a value of its metadata."""
+    _, path, *_, metadata = row
+    texts = [os.fsdecode(path)]
+    if metadata != "{}":
+        texts += json.loads(metadata).values()
+    return any(wanted in image_files.folded(text) for text in texts)
 
 
 def _image(row: tuple[Any, ...]) -> Image:

@@ -24,6 +24,7 @@ from air_jax.index.build import Options
 from air_jax.index.image_index import ImageIndex
 from air_jax.models import encode
 from air_jax.run import trained_net
+from air_jax.runtime import checksums
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,6 +104,7 @@ def test_images_are_found_by_id_path_and_part_of_it(folder, made):
     assert index.find("#7", 1) == [image]
     assert index.find(image.path, 5)[0] == image
     assert image in index.find(image.path[2:].upper(), 5)
+    assert index.find("{}", 5) == []
     assert index.find("nothing like it", 5) == []
     assert len(index.find("png", 6)) == 6
     assert index.file(7) == (folder / image.path).resolve()
@@ -483,6 +485,51 @@ def test_no_live_database_is_opened_but_by_sqlite(copied, trained_run):
     assert not [path for path in opened if ".sqlite" in path]
 
 
+def test_an_indexer_that_ends_while_an_index_is_opened_is_no_damage(
+    copied, trained_run, monkeypatch
+):
+    pictures, out = copied
+    make(pictures, trained_run, out)
+    damage, times = checksums.damage, []
+
+    def slow(*arguments, **named):
+        times.append(1)
+        if len(times) == 1:
+            monkeypatch.setattr(checksums, "damage", damage)
+            Image.new("RGB", (50, 50), "red").save(pictures / "new.png")
+            make(pictures, trained_run, out)
+            monkeypatch.setattr(checksums, "damage", slow)
+        return damage(*arguments, **named)
+
+    monkeypatch.setattr(checksums, "damage", slow)
+    index = ImageIndex(out)
+    assert len(index.ids) == len(index.codes) == 41
+    assert len(times) == 2
+
+
+def test_a_read_only_folder_is_not_called_damaged(copied, trained_run, unprivileged):
+    pictures, out = copied
+    program = (
+        "import sys, pathlib; from air_jax.index.image_index import ImageIndex; "
+        "ImageIndex(pathlib.Path(sys.argv[1]))"
+    )
+    opening = [*unprivileged, sys.executable, "-c", program, str(out)]
+    indexing = [*unprivileged, sys.executable, "-m", "air_jax.index", f"--images={pictures}"]
+    indexing += [f"--model={trained_run}", f"--out={out}", "--workers=1"]
+    files = [path for path in out.iterdir() if path.is_file()]
+    for path in (*files, out):
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    try:
+        for command in (opening, indexing):
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode != 0
+            assert "damaged" not in done.stderr
+            assert "catalogue.sqlite cannot be used" in done.stderr or "/lock'" in done.stderr
+    finally:
+        for path in (out, *files):
+            path.chmod(0o700)
+
+
 def test_what_is_no_index_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="it is no index"):
         ImageIndex(tmp_path)
@@ -633,6 +680,30 @@ def test_vectors_without_metadata_are_known_by_their_rows(vectors, tmp_path):
     index = ImageIndex(tmp_path / "index")
     assert index.images([3])[0].label == "row 2"
     assert index.codes.storage == "int8"
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("caption", []),  # the name of a column
+        ('": "', []),
+        ("STRASSE", [1]),
+        ("straße", [1]),
+        ("CAFE\u0301", [2]),
+        ("caf\u00e9", [2]),
+        ("ÀÉ", [3]),
+        ("two\nlines", [4]),
+        ('a "b', [4]),
+        ("3", [3]),
+    ],
+)
+def test_texts_are_found_in_values_only_without_case_and_however_accents_are_written(
+    vectors, tmp_path, text, rows
+):
+    captions = ["Straße", "Cafe\u0301", "A\u0300\u00c9", 'two\nlines: a "b"', *"....."]
+    table = write_csv(tmp_path / "rows.csv", [{"caption": caption} for caption in captions])
+    build.index_vectors(vectors[0], table, None, tmp_path / "index", Options())
+    assert [image.id for image in ImageIndex(tmp_path / "index").find(text, 20)] == rows
 
 
 def test_vectors_that_cannot_be_meant_are_refused(vectors, tmp_path):
