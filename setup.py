@@ -11,6 +11,7 @@ setup(
     name="air_jax",
     version=VERSION,
     description="Image codes from deep convolutional autoencoders, retrieval, relevance feedback",
+    license="Apache-2.0",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",

@@ -11,7 +11,7 @@ from pathlib import Path
 from air_jax.reproduce import compare_learners
 from air_jax.runtime import cache, command_line
 from air_jax.runtime.arguments import Arguments
-from air_jax.search import baselines, exact_search
+from air_jax.search import baselines, distances
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.number("--validation", 500, "queries to choose constants by", 1)
     parser.number("--rounds", 3, "of feedback", 1)
     parser.number("--marks", 20, "images marked in each round", 1)
-    add("--metric", choices=exact_search.METRICS, default="l2", help="of the first retrieval")
+    add("--metric", choices=distances.METRICS, default="l2", help="of the first retrieval")
     told = parser.parse_args(arguments)
     cache.keep_compilations()
     return command_line.guard(

@@ -18,7 +18,6 @@ import jax
 import ml_collections
 import numpy as np
 
-from air_jax.configs import default, figure3
 from air_jax.run import jobs
 from air_jax.runtime import sharding
 from air_jax.training import loop
@@ -68,15 +67,19 @@ def main() -> None:
 
 
 def _config(arguments: argparse.Namespace, seed: int, dtype: str) -> ml_collections.ConfigDict:
-    config = default.get_config()
-    config.update(figure3.nets()[f"depth{arguments.depth}/asymmetric-pool"])
-    config.seed, config.train.dtype = seed, dtype
-    config.data.dir, config.data.size = arguments.data, arguments.size
-    config.data.keep_database_per_class = arguments.per_class
-    config.model.width, config.train.epochs = arguments.width, arguments.epochs
-    config.train.warmup_steps = 20
-    config.log.every_steps = 5
-    return config
+    return measure.net_config(
+        arguments.depth,
+        "pooled",
+        seed=seed,
+        data__dir=arguments.data,
+        data__size=arguments.size,
+        data__keep_database_per_class=arguments.per_class,
+        model__width=arguments.width,
+        train__dtype=dtype,
+        train__epochs=arguments.epochs,
+        train__warmup_steps=20,
+        log__every_steps=5,
+    )
 
 
 def _parse() -> argparse.Namespace:

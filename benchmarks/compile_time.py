@@ -13,11 +13,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchmarks`
 
 import jax
-import numpy as np
 
-from air_jax.configs import default, figure3
 from air_jax.runtime import sharding
-from air_jax.training import loop, sgd
 from benchmarks import measure
 
 
@@ -28,12 +25,12 @@ def main() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     rows = []
     for depth in arguments.depths:
-        for variant, net in measure.VARIANTS.items():
+        for variant in measure.VARIANTS:
             with tempfile.TemporaryDirectory() as cache:
                 jax.config.update("jax_compilation_cache_dir", cache)
                 jax.experimental.compilation_cache.compilation_cache.reset_cache()
-                cold = _seconds(f"depth{depth}/{net}", arguments, mesh)
-                warm = _seconds(f"depth{depth}/{net}", arguments, mesh)
+                cold = _seconds(depth, variant, arguments, mesh)
+                warm = _seconds(depth, variant, arguments, mesh)
             rows.append({"depth": depth, "variant": variant, "cold": cold, "warm": warm})
             print(f"depth {depth} {variant:8}: cold {cold:.1f} s, warm {warm:.1f} s", flush=True)
     summary = {}
@@ -44,16 +41,15 @@ def main() -> None:
     measure.report(arguments, summary, rows)
 
 
-def _seconds(net_name: str, arguments: argparse.Namespace, mesh: jax.sharding.Mesh) -> float:
+def _seconds(
+    depth: int, variant: str, arguments: argparse.Namespace, mesh: jax.sharding.Mesh
+) -> float:
     jax.clear_caches()
-    config = default.get_config()
-    config.update(figure3.nets()[net_name])
-    config.model.width, config.train.batch = arguments.width, arguments.batch
-    half = np.full(3, 0.5, np.float32)
-    net = loop.new_net(config, (32, 32, 3), half, half / 2, mesh)
-    state = sgd.initial_state(net, sgd.make_optimizer(config.train, 1000), mesh)
-    phase = sgd.Phase(0, 1000, None)
-    return sgd.compile_step(config, net, state, phase, (32, 32, 3), mesh)[1]
+    config = measure.net_config(
+        depth, variant, model__width=arguments.width, train__batch=arguments.batch
+    )
+    _, _, seconds = measure.training_step(config, measure.untrained_net(config, mesh), mesh)
+    return seconds
 
 
 def _parse() -> argparse.Namespace:

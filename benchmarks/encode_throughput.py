@@ -18,10 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchm
 import jax
 import numpy as np
 
-from air_jax.configs import default, figure3
-from air_jax.models import autoencoder, encode
+from air_jax.models import encode
+from air_jax.models.net import Net
 from air_jax.runtime import sharding
-from air_jax.training import loop
 from benchmarks import measure
 
 
@@ -29,19 +28,16 @@ def main() -> None:
     arguments = _parse()
     measure.set_devices(arguments.devices)
     mesh = sharding.make_mesh(jax.devices()[: arguments.devices])
-    shape = (arguments.images, 32, 32, 3)
+    shape = (arguments.images, *measure.IMAGE)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     rows = []
     for depth, variant, dtype in itertools.product(
         arguments.depths, arguments.variants, arguments.dtypes
     ):
-        config = default.get_config()
-        config.update(figure3.nets()[f"depth{depth}/{measure.VARIANTS[variant]}"])
-        config.train.dtype = dtype
-        half = np.full(3, 0.5, np.float32)
-        net = loop.new_net(config, shape[1:], half, half / 2, mesh)
+        config = measure.net_config(depth, variant, train__dtype=dtype)
+        net = measure.untrained_net(config, mesh)
 
-        def run(net: autoencoder.Net = net) -> np.ndarray:
+        def run(net: Net = net) -> np.ndarray:
             return encode.encode(net, images, mesh, arguments.batch, label=None)
 
         started = time.perf_counter()
@@ -51,7 +47,7 @@ def main() -> None:
         resident = jax.device_put(images[: arguments.batch], sharding.by_rows(mesh))
 
         def run_on_device(
-            net: autoencoder.Net = net, resident: jax.Array = resident, batches: int = batches
+            net: Net = net, resident: jax.Array = resident, batches: int = batches
         ) -> None:
             jax.block_until_ready([encode.encode_batch(net, resident) for _ in range(batches)])
 
@@ -97,7 +93,8 @@ def _parse() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.images, arguments.batch, arguments.rounds = 256, 64, 2
-    encode.validate(arguments.batch, arguments.devices or jax.device_count())
+    if arguments.batch % (arguments.devices or 1):
+        parser.error("--batch must be a multiple of --devices")
     return arguments
 
 

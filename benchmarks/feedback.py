@@ -25,7 +25,7 @@ from sklearn.svm import SVC
 
 from air_jax.feedback import simulated_user
 from air_jax.runtime.atomic_files import read_npz
-from air_jax.search import scorers
+from air_jax.search.device_codes import DeviceCodes
 from benchmarks import measure
 
 LEARNERS = {"linear": "svc_linear", "rbf": "svc"}
@@ -36,13 +36,13 @@ def main() -> None:
     arguments = _parse()
     measure.set_devices(arguments.devices)
     codes, labels, queries, query_labels = _collection(arguments)
-    space = scorers.make_space(codes)
+    searched = DeviceCodes(codes)
     rows, summary = [], {}
     for kernel, learner in LEARNERS.items():
         started = time.perf_counter()
         found = simulated_user.simulate(
             learner,
-            space,
+            searched,
             queries,
             query_labels,
             labels,

@@ -26,7 +26,7 @@ from air_jax.index import build, decode_pool, image_files
 from air_jax.index.catalogue import Catalogue
 from air_jax.index.decoding import Limits, read_file
 from air_jax.models import encode
-from air_jax.run import net_file
+from air_jax.run import trained_net
 from air_jax.runtime import sharding
 from benchmarks import measure
 
@@ -91,7 +91,7 @@ def parts(folder: Path, model: Path, scratch: Path, workers: int) -> dict[str, f
         hashlib.sha256(read_file(folder / file.path, Limits())).hexdigest()
     lap("read_and_hash")
     mesh = sharding.make_mesh()
-    kept = net_file.of_run(model, mesh)
+    kept = trained_net.of_run(model, mesh)
     shape = tuple(kept.about["image_shape"])
     task = decode_pool.Task(str(folder), shape, "crop", Limits())
     started = time.perf_counter()

@@ -16,10 +16,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchm
 import jax
 import numpy as np
 
-from air_jax.configs import default, figure3
 from air_jax.data.loaders import Loader, make_loader
 from air_jax.runtime import sharding
-from air_jax.training import loop, sgd
 from benchmarks import measure
 
 LOADERS = ("resident", "host", "tfdata")
@@ -29,10 +27,10 @@ def main() -> None:
     arguments = _parse()
     measure.set_devices(arguments.devices)
     mesh = sharding.make_mesh(jax.devices()[: arguments.devices])
-    shape = (arguments.images, 32, 32, 3)
+    shape = (arguments.images, *measure.IMAGE)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     key = jax.random.key(0)
-    loaders = {kind: make_loader(kind, images, arguments.batch, [key], mesh) for kind in LOADERS}
+    loaders = {kind: make_loader(kind, images, arguments.batch, key, mesh) for kind in LOADERS}
 
     def empty(loader: Loader) -> None:
         for batch in loader(0, arguments.images // arguments.batch):
@@ -76,13 +74,10 @@ def _training_seconds(
     key: jax.Array,
 ) -> dict[str, np.ndarray]:
     """Seconds of `--steps` steps on batches of each loader, and on one batch again and again."""
-    config = default.get_config()
-    config.update(figure3.nets()["depth10/asymmetric-pool"])
-    config.model.width, config.train.batch = arguments.width, arguments.batch
-    half = np.full(3, 0.5, np.float32)
-    net = loop.new_net(config, (32, 32, 3), half, half / 2, mesh)
-    state = sgd.initial_state(net, sgd.make_optimizer(config.train, 1000), mesh)
-    step, _ = sgd.compile_step(config, net, state, sgd.Phase(0, 1000, None), (32, 32, 3), mesh)
+    config = measure.net_config(
+        10, "pooled", model__width=arguments.width, train__batch=arguments.batch
+    )
+    state, step, _ = measure.training_step(config, measure.untrained_net(config, mesh), mesh)
     key = jax.device_put(key, sharding.replicated(mesh))
     same = next(iter(loaders["resident"](0, 1)))
 

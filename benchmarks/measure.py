@@ -12,8 +12,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
+from air_jax.configs import default, figure3
+from air_jax.models.net import Net
+from air_jax.training import loop
+from air_jax.training.optimizer import make_optimizer
+from air_jax.training.step import Phase, TrainState, compile_step, initial_state
+
+IMAGE = (32, 32, 3)
+TOTAL_STEPS = 1000  # of the learning rate's schedule
 VARIANTS = {"unpooled": "asymmetric", "pooled": "asymmetric-pool"}  # nets of Figure 3
 COPIED = {"cpu": 2**26, "gpu": 2**29, "tpu": 2**29}  # float32 values that are read and written
 MATRIX = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # side of the product that measures the ceiling
@@ -36,6 +45,40 @@ def set_devices(count: int | None) -> None:
     """Make so many virtual CPU devices; before JAX first looks for devices."""
     if count and os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
         jax.config.update("jax_num_cpu_devices", count)
+
+
+def net_config(depth: int, variant: str, **changes: Any) -> ml_collections.ConfigDict:
+    """The default config with a net of Figure 3.
+
+    Args:
+        depth: one of `figure3.DEPTHS`.
+        variant: one of `VARIANTS`.
+        changes: values by key, with two underscores for the dot: `train__batch=4`.
+    """
+    config = default.get_config()
+    config.update(figure3.nets()[f"depth{depth}/{VARIANTS[variant]}"])
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+def untrained_net(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Net:
+    """A net for 32x32 colour images whose pixels have mean 0.5 and deviation 0.25."""
+    half = np.full(3, 0.5, np.float32)
+    return loop.new_net(config, IMAGE, half, half / 2, mesh)
+
+
+def training_step(
+    config: ml_collections.ConfigDict,
+    net: Net,
+    mesh: jax.sharding.Mesh,
+    steps: int = 1,
+    resident_images: int = 0,
+) -> tuple[TrainState, jax.stages.Compiled, float]:
+    """A state to start from, `step.compile_step`'s call, and the seconds that compiling took."""
+    state = initial_state(net, make_optimizer(config.train, TOTAL_STEPS), mesh)
+    whole = Phase(0, TOTAL_STEPS, None)
+    call, seconds = compile_step(config, net, state, whole, IMAGE, mesh, steps, resident_images)
+    return state, call, seconds
 
 
 def seconds_in_turns(

@@ -5,7 +5,7 @@
 - mAP of `--queries` over `--database` codes with 500 relevant images each, by full ranking; the
   peer sorts with NumPy and takes scikit-learn's AP, for a sample, extrapolated.
 - The nearest 100 of 1,000 queries: ours, FAISS flat, PyTorch, NumPy, in turns; all exact, checked.
-- Codes in a store on disk, `--large` of float32 and `--largest` of int8: the nearest 100 of 16
+- Codes on disk, `--large` of float32 and `--largest` of int8: the nearest 100 of 16
   queries, FAISS's flat index and its 8-bit one beside; and one round of a user, from 60 marks to
   the 100 images shown, by learner. The files have been read before, so memory holds what it can.
 
@@ -26,14 +26,14 @@ import numpy as np
 from sklearn.metrics import average_precision_score
 
 from air_jax.feedback.engine import DEFAULT_LEARNER, Engine
-from air_jax.search import code_store, exact_search, metrics
-from air_jax.search.code_store import CodeStore
+from air_jax.search import device_codes, file_codes, full_ranking, metrics
+from air_jax.search.device_codes import DeviceCodes
+from air_jax.search.file_codes import FileCodes
 from air_jax.search.scorers import Near
-from air_jax.search.streaming import StreamedSpace
 from benchmarks import measure
 
 DIMENSION, CLASSES, NEAREST, SEARCHED, MARKS = 128, 100, 100, 1000, 60
-STREAMED = 16  # queries in stores
+STREAMED = 16  # queries on disk
 LEARNERS = (DEFAULT_LEARNER, "svc", "svc_linear", "rocchio")
 ROWS = 2**16  # random codes made at a time
 
@@ -48,8 +48,8 @@ def main() -> None:
     for measured in (
         _full_rankings(arguments, codes, queries),
         _nearest(arguments, codes, queries[:SEARCHED]),
-        _store(arguments, arguments.large, "float32"),
-        _store(arguments, arguments.largest, "int8"),
+        _on_disk(arguments, arguments.large, "float32"),
+        _on_disk(arguments, arguments.largest, "int8"),
     ):
         summary |= measured[0]
         rows += measured[1]
@@ -77,12 +77,12 @@ def _full_rankings(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     labels = np.arange(len(codes)) % CLASSES
     query_labels = np.arange(len(queries)) % CLASSES
-    items = exact_search.relevant_items(query_labels, labels)
-    database = exact_search.make_database(codes)
-    exact_search.ranks_by_distance(database, queries[:1], items[:1])  # compiles
+    items = full_ranking.relevant_items(query_labels, labels)
+    database = DeviceCodes(codes)
+    full_ranking.ranks_by_distance(database, queries[:1], items[:1])  # compiles
     started = time.perf_counter()
     ap = metrics.average_precision(
-        exact_search.ranks_by_distance(database, queries, items, label="full rankings"), len(codes)
+        full_ranking.ranks_by_distance(database, queries, items, label="full rankings"), len(codes)
     )
     ours = time.perf_counter() - started
     sample = range(0, len(queries), max(1, len(queries) // 50))
@@ -107,9 +107,9 @@ def _numpy_distances(query: np.ndarray, codes: np.ndarray) -> np.ndarray:
 def _nearest(
     arguments: argparse.Namespace, codes: np.ndarray, queries: np.ndarray
 ) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
-    database = exact_search.make_database(codes)
+    database = DeviceCodes(codes)
     work: dict[str, Callable[[], np.ndarray]] = {
-        "air_jax": lambda: exact_search.search(database, queries, NEAREST)[1]
+        "air_jax": lambda: device_codes.search(database, queries, NEAREST)[1]
     }
     work |= {name: PEERS[name](codes, queries) for name in arguments.peers}
     ours = work["air_jax"]()
@@ -174,15 +174,15 @@ def _numpy(codes: np.ndarray, queries: np.ndarray) -> Callable[[], np.ndarray]:
 PEERS = {"faiss": _faiss, "torch": _torch, "numpy": _numpy}
 
 
-def _store(
+def _on_disk(
     arguments: argparse.Namespace, size: int, storage: str
 ) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        codes = _random_file(Path(folder) / "codes.npy", size)
-        store = code_store.write(Path(folder) / "store", codes, storage)
-        del codes
+        random = _random_file(Path(folder) / "codes.npy", size)
+        codes = file_codes.write(Path(folder) / "codes", random, storage)
+        del random
         (Path(folder) / "codes.npy").unlink()
-        found = [_nearest_in_store(arguments, store), _rounds_in_store(arguments, store)]
+        found = [_nearest_on_disk(arguments, codes), _rounds_on_disk(arguments, codes)]
     return found[0][0] | found[1][0], found[0][1] + found[1][1]
 
 
@@ -195,59 +195,59 @@ def _random_file(path: Path, size: int) -> np.ndarray:
     return codes
 
 
-def _nearest_in_store(
-    arguments: argparse.Namespace, store: CodeStore
+def _nearest_on_disk(
+    arguments: argparse.Namespace, codes: FileCodes
 ) -> tuple[dict[str, float | None], list[dict[str, Any]]]:
     queries = np.random.default_rng(1).standard_normal((STREAMED, DIMENSION), np.float32)
-    space, near = StreamedSpace(store), Near(queries - store.mean)
-    work = {"air_jax": lambda: space.search(near, NEAREST)}
+    near = Near(queries - codes.mean)
+    work = {"air_jax": lambda: codes.top(near, NEAREST)}
     if "faiss" in arguments.peers:
-        work["faiss"] = _faiss_of_store(store, queries)
+        work["faiss"] = _faiss_on_disk(codes, queries)
     seconds = measure.seconds_in_turns(work, arguments.rounds, warm_up=1)
     rows = [
         {
-            "what": f"nearest {NEAREST} of {STREAMED} queries over {len(store)} {store.storage}",
+            "what": f"nearest {NEAREST} of {STREAMED} queries over {len(codes)} {codes.storage}",
             "by": name,
             "queries_per_second": measure.spread(values, STREAMED),
         }
         for name, values in seconds.items()
     ]
-    rows[0]["certain"] = float(space.search(near, NEAREST).certain.mean())
-    of = _size_name(store)
+    rows[0]["certain"] = float(codes.top(near, NEAREST).certain.mean())
+    of = _size_name(codes)
     own = np.median(seconds["air_jax"])
     ratio = float(np.median(seconds["faiss"]) / own) if "faiss" in seconds else None
-    name = "faiss" if store.storage == "float32" else "faiss_8_bit"
+    name = "faiss" if codes.storage == "float32" else "faiss_8_bit"
     return {f"top100_ms_{of}": 1e3 * float(own), f"top100_ratio_to_{name}_{of}": ratio}, rows
 
 
-def _faiss_of_store(store: CodeStore, queries: np.ndarray) -> Callable[[], np.ndarray]:
+def _faiss_on_disk(codes: FileCodes, queries: np.ndarray) -> Callable[[], np.ndarray]:
     """FAISS flat; for int8 its scalar quantiser of 8 bits, which does not re-rank."""
     import faiss  # only as a peer
 
     index = faiss.IndexFlatL2(DIMENSION)
-    if store.storage == "int8":
+    if codes.storage == "int8":
         index = faiss.IndexScalarQuantizer(DIMENSION, faiss.ScalarQuantizer.QT_8bit)
-        index.train(np.array(store.exact[:100_000]))
-    for start in range(0, len(store), ROWS):
-        index.add(np.array(store.exact[start : start + ROWS]))
+        index.train(np.array(codes.exact[:100_000]))
+    for start in range(0, len(codes), ROWS):
+        index.add(np.array(codes.exact[start : start + ROWS]))
     return lambda: index.search(queries, NEAREST)[1]
 
 
-def _size_name(store: CodeStore) -> str:
-    return f"{len(store) / 1e6:g}m"
+def _size_name(codes: FileCodes) -> str:
+    return f"{len(codes) / 1e6:g}m"
 
 
-def _rounds_in_store(
-    arguments: argparse.Namespace, store: CodeStore
+def _rounds_on_disk(
+    arguments: argparse.Namespace, codes: FileCodes
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    engine, rng = Engine(store), np.random.default_rng(2)
-    of, summary, rows = _size_name(store), {}, []
+    engine, rng = Engine(codes), np.random.default_rng(2)
+    of, summary, rows = _size_name(codes), {}, []
     relevant = np.arange(MARKS) % 3 == 0
     for learner in dict.fromkeys(LEARNERS):
         seconds, certain = [], []
         for _ in range(arguments.rounds + 1):
             query = rng.standard_normal(DIMENSION, np.float32)
-            marked = rng.choice(len(store), MARKS, replace=False)
+            marked = rng.choice(len(codes), MARKS, replace=False)
             started = time.perf_counter()
             found = engine.next_round(
                 learner, query, np.zeros((0, DIMENSION)), marked, relevant, NEAREST
@@ -259,7 +259,7 @@ def _rounds_in_store(
         summary[f"round_p95_ms_{of}" + ("" if is_default else f"_{learner}")] = float(p95)
         rows.append(
             {
-                "what": f"round on {len(store)} {store.storage} codes",
+                "what": f"round on {len(codes)} {codes.storage} codes",
                 "learner": learner,
                 "marks": MARKS,
                 "p50_ms": float(p50),

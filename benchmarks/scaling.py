@@ -34,8 +34,11 @@ from jax.experimental import topologies
 
 from air_jax.configs import default, figure3
 from air_jax.runtime import distributed, sharding
-from air_jax.search import sharded_search
-from air_jax.training import loop, sgd
+from air_jax.search import device_codes, full_ranking
+from air_jax.search.device_codes import DeviceCodes
+from air_jax.training import loop
+from air_jax.training.optimizer import make_optimizer
+from air_jax.training.step import Phase, compile_step, initial_state
 from benchmarks import communication, measure
 
 # Processes and devices of each.
@@ -232,13 +235,13 @@ def _training(
     # To count, one copy of the net is enough, wherever it lies.
     home = sharding.make_mesh(jax.local_devices()[:1]) if count else mesh
     net = loop.new_net(config, IMAGE, half, half / 2, home)
-    optimizer = sgd.make_optimizer(config.train, TOTAL_STEPS)
+    optimizer = make_optimizer(config.train, TOTAL_STEPS)
     if count:
         net = net._replace(mean=half, std=half / 2)
-        state = jax.eval_shape(lambda: sgd.initial_state(net, optimizer, home))
+        state = jax.eval_shape(lambda: initial_state(net, optimizer, home))
     else:
-        state = sgd.initial_state(net, optimizer, mesh)
-    call, _ = sgd.compile_step(config, net, state, sgd.Phase(0, TOTAL_STEPS, None), IMAGE, mesh)
+        state = initial_state(net, optimizer, mesh)
+    call, _ = compile_step(config, net, state, Phase(0, TOTAL_STEPS, None), IMAGE, mesh)
     if count:
         return call.as_text(), None
     images = np.random.default_rng(0).integers(0, 256, (batch, *IMAGE), np.uint8)
@@ -257,7 +260,7 @@ def _training(
 def _retrieval(
     work: str, size: int, mesh: jax.sharding.Mesh, count: bool
 ) -> tuple[str, Callable[[], Any] | None]:
-    """Likewise of `sharded_search.search` or `ranks_by_distance`, for one block of queries."""
+    """Likewise of `device_codes.search` or `full_ranking.ranks_by_distance`, for one block."""
     rows, whole = sharding.by_rows(mesh), sharding.replicated(mesh)
 
     def array(
@@ -268,21 +271,21 @@ def _retrieval(
     database = array((size, DIMENSION), rows), array((size,), rows)
     queries = array((QUERIES, DIMENSION), whole)
     if work == "search":
-        block = sharded_search._search_block
+        block = device_codes._search_block
         lowered = block.lower(queries, *database, k=NEAREST, mesh=mesh)
     else:
         items = array((QUERIES, ITEMS), whole, jnp.int32)
-        lowered = sharded_search._ranks_block.lower(queries, items, *database, mesh=mesh)
+        lowered = full_ranking._ranks_block.lower(queries, items, *database, mesh=mesh)
     program = lowered.compile().as_text()
     if count:
         return program, None
     random = np.random.default_rng(0)
-    made = sharded_search.make_database(random.standard_normal((size, DIMENSION), np.float32), mesh)
+    made = DeviceCodes(random.standard_normal((size, DIMENSION), np.float32), mesh)
     wanted = random.standard_normal((QUERIES, DIMENSION), np.float32)
     if work == "search":
-        return program, lambda: sharded_search.search(made, wanted, NEAREST, mesh)
+        return program, lambda: device_codes.search(made, wanted, NEAREST)
     ranked = random.integers(0, size, (QUERIES, ITEMS), np.int32)
-    return program, lambda: sharded_search.ranks_by_distance(made, wanted, ranked, mesh)
+    return program, lambda: full_ranking.ranks_by_distance(made, wanted, ranked)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from air_jax.index import build
-from air_jax.search import code_store
+from air_jax.search import file_codes
 from benchmarks import measure
 
 MARKS, ROUNDS, SHOWN = 10, 4, 60
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[60_000, 1_000_000])
     parser.add_argument("--dimension", type=int, default=128)
     parser.add_argument("--learner", default="discriminant")
-    parser.add_argument("--storage", default="float32", choices=code_store.STORAGES)
+    parser.add_argument("--storage", default="float32", choices=file_codes.STORAGES)
     parser.add_argument("--sessions", type=int, default=25, help="of one user, one by one")
     parser.add_argument("--warm-up", type=int, default=2, help="sessions before, not counted")
     parser.add_argument("--users", type=int, default=20, help="at once, at the first size")

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from air_jax.models import autoencoder
-from air_jax.training import sgd
+from air_jax.models.architecture import Architecture
+from air_jax.models.net import Net
+from air_jax.training.optimizer import learning_rate
 
 
 class PeerNet(nn.Module):
@@ -25,13 +26,13 @@ class PeerNet(nn.Module):
         model: `config.model` of it.
     """
 
-    def __init__(self, net: autoencoder.Net, model: ml_collections.ConfigDict):
+    def __init__(self, net: Net, model: ml_collections.ConfigDict):
         super().__init__()
         encoder, decoder = net.params["encoder"], net.params["decoder"]
-        layers = model.depth // 2
-        self.skip = model.skip
-        self.pooled_after = autoencoder.pooling_layers(model.depth, model.pool, model.pools)
-        self.upsampled_before = tuple(layers + 1 - layer for layer in self.pooled_after)
+        architecture = Architecture(**model)
+        layers, self.skip = architecture.layers, architecture.skip
+        self.pooled_after = architecture.pooled_after
+        self.upsampled_before = architecture.upsampled_before
         self.convs = nn.ModuleList(_conv(encoder["convs"][i]["conv"]) for i in range(layers))
         self.project = _linear(encoder["project"])
         self.expand = _linear(decoder["expand"])
@@ -95,9 +96,9 @@ def _linear(params: Any) -> nn.Linear:
 
 
 def make_step(
-    net: autoencoder.Net, config: ml_collections.ConfigDict, total_steps: int
+    net: Net, config: ml_collections.ConfigDict, total_steps: int
 ) -> tuple[Callable[[torch.Tensor], torch.Tensor], int]:
-    """A function that trains, as `sgd.train_step` does, and the number of parameters it trains.
+    """A function that trains, as `step.train_step` does, and the number of parameters it trains.
 
     Args:
         net: its parameters are where training starts.
@@ -128,7 +129,7 @@ def make_step(
         weight_decay=train.weight_decay,
         fused=True,
     )
-    rate = sgd.learning_rate(train, total_steps)
+    rate = learning_rate(train, total_steps)
     rates = [float(rate(step)) for step in range(total_steps)]
     loss_of = torch.compile(peer.loss)
     done = 0

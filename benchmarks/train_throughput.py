@@ -4,8 +4,8 @@
     python benchmarks/train_throughput.py --depths 40 --batches 150 600 2400 --dtype=bfloat16
     python benchmarks/train_throughput.py --depths 40 --steps-per-call 1 16 --remat off on
 
-Times `sgd.compile_step` as training calls it: standardisation, forward, backward, clipping, update,
-and the metrics, of a batch that is on the device. With several steps in a call the batch's images
+Times `step.compile_step` as training calls it: standardisation, forward, backward, clipping,
+update, and the metrics, of a batch that is on the device. With several steps in a call the images
 are also picked out of a set on the device. Compilation, warm-up and input are left out;
 `input_pipeline.py` times the input. All ways of one net, and the peer, are timed in turns.
 """
@@ -25,14 +25,12 @@ import jax
 import ml_collections
 import numpy as np
 
-from air_jax.configs import default, figure3
 from air_jax.data.loaders import make_loader
-from air_jax.models import autoencoder
+from air_jax.models.architecture import Architecture
+from air_jax.models.net import Net, count_parameters
 from air_jax.runtime import sharding
-from air_jax.training import loop, sgd
 from benchmarks import measure
 
-TOTAL_STEPS = 1000  # of the learning rate's schedule
 CHECKED_STEPS = 10
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.05}  # of the loss after them
 
@@ -121,21 +119,23 @@ def _measure(
     mesh: jax.sharding.Mesh,
     limits: dict[str, float],
 ) -> list[dict[str, Any]]:
-    config = default.get_config()
-    config.update(figure3.nets()[f"depth{depth}/{measure.VARIANTS[variant]}"])
-    config.model.width = arguments.width
-    config.train.batch, config.train.dtype = batch, arguments.dtype
+    config = measure.net_config(
+        depth,
+        variant,
+        model__width=arguments.width,
+        train__batch=batch,
+        train__dtype=arguments.dtype,
+    )
     images = _images(batch)
-    half = np.full(3, 0.5, np.float32)
     runs: dict[Way, Callable[[], float]] = {}
     made: dict[Way, dict[str, Any]] = {}
     for remat, steps in itertools.product(arguments.remat, arguments.steps_per_call):
         config.train.remat = remat == "on"
-        net = loop.new_net(config, images.shape[1:], half, half / 2, mesh)
+        net = measure.untrained_net(config, mesh)
         way = Way(None, steps, config.train.remat)
         runs[way], made[way] = _our_steps(config, net, images, mesh, steps)
     first = next(iter(runs))
-    parameters = autoencoder.count_parameters(net.params)
+    parameters = count_parameters(net.params)
     if arguments.peer:
         peer = Way(arguments.peer)
         runs[peer], theirs = _torch_step(config, net, images)
@@ -143,7 +143,7 @@ def _measure(
             raise ValueError(f"PyTorch trains {theirs:,} parameters, we {parameters:,}")
         _check_losses(runs[first], runs[peer], arguments.dtype, first.steps_per_call)
     times = measure.seconds_in_turns(runs, arguments.rounds, warm_up=1 if arguments.peer else 3)
-    flops = 6 * autoencoder.multiplications(**config.model, image_shape=images.shape[1:])
+    flops = 6 * Architecture(**config.model).multiplications()
     # Virtual CPU devices share the cores, so the limits are of the machine.
     devices = 1 if jax.default_backend() == "cpu" else mesh.size
     rows = []
@@ -188,14 +188,11 @@ def map_bytes(config: ml_collections.ConfigDict) -> int:
     weights) and its input again, and writes the input's gradient: three times what it reads, three
     times what it writes. Weights and the optimiser are left out: a batch shares them.
     """
-    model = config.model
-    layers, side = model.depth // 2, 32
-    values = 0
-    for layer in range(1, layers + 1):
-        outer = 3 if layer == 1 else model.width  # the pair of layers reads and writes as much
-        values += 2 * 3 * side**2 * (outer + model.width)
-        if layer in autoencoder.pooling_layers(model.depth, model.pool, model.pools):
-            side //= 2
+    architecture = Architecture(**config.model)
+    # Of a pair of layers each reads what the other writes.
+    values = sum(
+        2 * 3 * side**2 * (channels + architecture.width) for side, channels in architecture.maps()
+    )
     return values * jax.numpy.dtype(config.train.dtype).itemsize
 
 
@@ -211,26 +208,15 @@ def _images(batch: int) -> np.ndarray:
 
 def _our_steps(
     config: ml_collections.ConfigDict,
-    net: autoencoder.Net,
+    net: Net,
     images: np.ndarray,
     mesh: jax.sharding.Mesh,
     steps: int,
 ) -> tuple[Callable[[], float], dict[str, Any]]:
     """A function that makes one call and returns its last loss; what is known without timing."""
-    state = sgd.initial_state(net, sgd.make_optimizer(config.train, TOTAL_STEPS), mesh)
-    phase = sgd.Phase(0, TOTAL_STEPS, None)
-    call, seconds = sgd.compile_step(
-        config,
-        net,
-        state,
-        phase,
-        images.shape[1:],
-        mesh,
-        steps=steps,
-        resident_images=len(images),
-    )
+    state, call, seconds = measure.training_step(config, net, mesh, steps, len(images))
     key = jax.random.key(0)
-    load = make_loader("resident", images, len(images), [key], mesh, 1, steps)
+    load = make_loader("resident", images, len(images), key, mesh, 1, steps)
     batch = next(iter(load(0, steps)))  # every batch is the whole set; the order does not matter
     key = jax.device_put(key, sharding.replicated(mesh))
 
@@ -251,14 +237,14 @@ def _our_steps(
 
 
 def _torch_step(
-    config: ml_collections.ConfigDict, net: autoencoder.Net, images: np.ndarray
+    config: ml_collections.ConfigDict, net: Net, images: np.ndarray
 ) -> tuple[Callable[[], float], int]:
     """As `_our_steps` in PyTorch, the batch on the device too; and the number of parameters."""
     import torch  # only with --peer
 
     from benchmarks import torch_peer
 
-    step, parameters = torch_peer.make_step(net, config, TOTAL_STEPS)
+    step, parameters = torch_peer.make_step(net, config, measure.TOTAL_STEPS)
     batch = torch.from_numpy(images).to("cuda" if torch.cuda.is_available() else "cpu")
     return lambda: float(step(batch)), parameters
 

@@ -10,7 +10,7 @@ are compared at 10 layers, where a pair of layers gets enough steps.
 from air_jax.configs import figure3, figure3_small
 
 BASE, SHALLOW = "base", "10 layers"
-CHANGES = {
+CHANGES: dict[str, dict] = {
     "code pooled": {"model": {"code": "pooled"}},
     "code conv": {"model": {"code": "conv"}},
     "shortcuts into decoder too": {"model": {"skip_into": "both"}},
@@ -28,7 +28,7 @@ CHANGES = {
     "group norm, shortcuts into decoder too": {"model": {"norm": "group", "skip_into": "both"}},
 }
 # 600 steps each; 20 on each batch need fewer images for that.
-SHALLOW_CHANGES = {
+SHALLOW_CHANGES: dict[str, dict] = {
     SHALLOW: {},
     "10 layers, greedy": {"train": {"schedule": "greedy"}},
     "10 layers, 20 steps on each batch": {

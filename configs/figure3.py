@@ -4,7 +4,8 @@
 
 The two symmetric configurations are trained on clean images, by the letter, and on denoising too:
 their shortcuts lead around the code. `figure3_small` is the same at a size for two cores. Not run
-yet at this size; rate and clipping are those found at the small one (README, "Depth that trains").
+yet at this size; rate and clipping are those found at the small one (docs/paper.md, "Depth that
+trains").
 """
 
 from air_jax.configs import default

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from air_jax.index.image_index import ImageIndex
-from air_jax.run import net_file
+from air_jax.run import trained_net
 from air_jax.runtime import sharding
 
 ROOT = Path(__file__).parent.parent
@@ -351,7 +351,7 @@ def index_content(out: Path) -> dict[str, tuple]:
         image.path: (
             *image[2:],
             index.thumbnail(image.id),
-            index.store.exact[index.position(image.id)].tobytes(),
+            index.codes.exact[index.position(image.id)].tobytes(),
         )
         for image in images
     }
@@ -464,7 +464,7 @@ def nets_of(folder: Path) -> dict[str, str]:
     mesh = sharding.make_mesh(jax.devices()[:1])
     runs = [path.parent for path in folder.rglob("checkpoints")]
     return {
-        f"{run.relative_to(folder)}/net": net_file.of_run(run, mesh).about["fingerprint"]
+        f"{run.relative_to(folder)}/net": trained_net.of_run(run, mesh).about["fingerprint"]
         for run in runs
     }
 

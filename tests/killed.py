@@ -9,7 +9,7 @@ from typing import Any
 from air_jax.index import build
 from air_jax.index.build import Options
 from air_jax.index.catalogue import Catalogue
-from air_jax.search import code_store
+from air_jax.search import file_codes
 
 STATEMENTS = {  # of the one transaction that publishes
     "at the first change of the catalogue": "UPDATE images SET position = NULL",
@@ -17,9 +17,9 @@ STATEMENTS = {  # of the one transaction that publishes
     "at the commit of the catalogue": "COMMIT",
 }
 FUNCTIONS: dict[str, tuple[Any, str, bool]] = {  # whose, which, killed after it or before
-    "before the codes are written": (code_store, "write", False),
-    "before the codes get their name": (code_store, "write_json", False),
-    "after the codes are written": (code_store, "write", True),
+    "before the codes are written": (file_codes, "write", False),
+    "before the codes get their name": (file_codes, "write_json", False),
+    "after the codes are written": (file_codes, "write", True),
     "after the commit of the catalogue": (Catalogue, "publish", True),
     "between leftovers that are deleted": (build.shutil, "rmtree", True),
     "after leftovers are deleted": (build, "_delete_leftovers", True),

@@ -1,5 +1,6 @@
 """The benchmarks run, at a small size, and write what they are asked for."""
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -17,10 +18,10 @@ from air_jax.configs import default  # noqa: E402
 from benchmarks import measure, roofline, table, train_throughput  # noqa: E402
 
 TINY = {
-    "train_throughput": ["--width=4", "--batches=4", "--rounds=2"],
-    "encode_throughput": ["--depths=10", "--images=8", "--batch=4", "--rounds=1"],
+    "train_throughput": ["--width=4", "--batches=8", "--rounds=2"],
+    "encode_throughput": ["--depths=10", "--images=16", "--batch=8", "--rounds=1"],
     "input_pipeline": ["--images=64", "--batch=8", "--width=4", "--steps=2", "--rounds=1"],
-    "compile_time": ["--depths=10", "--width=4", "--batch=4"],
+    "compile_time": ["--depths=10", "--width=4", "--batch=8"],
     "retrieval": [
         *("--database=4000", "--queries=40", "--large=3000", "--largest=5000"),
         *("--rounds=2", "--peers", "numpy"),
@@ -32,7 +33,7 @@ TINY = {
         *("--sizes", "500", "--dimension=8", "--sessions=1", "--warm-up=1"),
         *("--users=2", "--minutes=0.01"),
     ],
-    "vector_store": ["--size=3000", "--rounds=1"],
+    "milvus": ["--size=3000", "--rounds=1"],
     "indexing": ["--images=300", "--source=random", "--workers=1"],
 }
 NAMED = {
@@ -66,23 +67,44 @@ NAMED = {
         f"{part}_images_per_second"
         for part in ("new", "unchanged", "walk", "read_and_hash", "decode", "encode", "sqlite")
     },
-    "vector_store": {"first_milvus_ms", "discriminant_found", "svc_found"},
+    "milvus": {"first_milvus_ms", "discriminant_milvus_ms", "svc_linear_folder_ms"},
 }
 
 
-def run(name: str, *arguments: str, json_file: Path) -> dict:
-    command = [sys.executable, f"benchmarks/{name}.py", f"--json={json_file}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(json_file.read_text())
+# What changes the whole process, or starts processes of its own.
+IN_A_PROCESS_OF_ITS_OWN = ("compile_time", "serve", "indexing", "milvus")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A function that runs a benchmark and returns what it wrote."""
+    monkeypatch.setattr(measure, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(measure, "COPIED", {"cpu": 1024})
+
+    def start(name: str, *arguments: str) -> dict:
+        json_file = tmp_path / "found.json"
+        command = [f"benchmarks/{name}.py", f"--json={json_file}", *arguments]
+        if name in IN_A_PROCESS_OF_ITS_OWN:
+            command = [sys.executable, *command]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+        else:
+            monkeypatch.setattr(sys, "argv", command)
+            importlib.import_module(f"benchmarks.{name}").main()
+        return json.loads(json_file.read_text())
+
+    return start
 
 
 @pytest.mark.parametrize("name", TINY)
-def test_a_benchmark_writes_its_figures_rows_and_machine(name, tmp_path):
-    if name == "vector_store":
+def test_a_benchmark_writes_its_figures_rows_and_machine(name, run, tmp_path, request):
+    if name == "milvus":
         reason = "milvus-lite is not installed (pip install 'air_jax[milvus]')"
         pytest.importorskip("milvus_lite", reason=reason)
-    found = run(name, *TINY[name], json_file=tmp_path / "found.json")
+    arguments = TINY[name]
+    if name == "indexing":
+        arguments = [*arguments, f"--model={request.getfixturevalue('trained_run')}"]
+    found = run(name, *arguments)
     assert NAMED[name] <= found["summary"].keys()
     measured = [value for value in found["summary"].values() if value is not None]
     assert np.isfinite(measured).all()
@@ -91,19 +113,19 @@ def test_a_benchmark_writes_its_figures_rows_and_machine(name, tmp_path):
     assert all(name in table.table(tmp_path) for name in found["summary"])
 
 
+@pytest.mark.long
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
-def test_pytorchs_net_has_our_parameters_and_reaches_our_loss(tmp_path):
+def test_pytorchs_net_has_our_parameters_and_reaches_our_loss(run):
     # The benchmark itself stops if they differ.
-    arguments = [*TINY["train_throughput"], "--peer=torch"]
-    found = run("train_throughput", *arguments, json_file=tmp_path / "found.json")
+    found = run("train_throughput", *TINY["train_throughput"], "--peer=torch")
     assert found["summary"]["ratio_to_torch_unpooled"] > 0
     assert found["summary"]["ratio_to_torch_pooled"] > 0
 
 
-def test_every_way_of_training_a_net_is_timed_and_drawn_below_its_roof(tmp_path):
+def test_every_way_of_training_a_net_is_timed_and_drawn_below_its_roof(run, tmp_path):
     arguments = [*TINY["train_throughput"], "--variants", "pooled"]
     arguments += ["--steps-per-call", "1", "2", "--remat", "off", "on"]
-    found = run("train_throughput", *arguments, json_file=tmp_path / "found.json")
+    found = run("train_throughput", *arguments)
     ways = [(row["steps_per_call"], row["remat"]) for row in found["rows"]]
     assert ways == [(1, False), (2, False), (1, True), (2, True)]
     assert {row["parameters"] for row in found["rows"]} == {found["rows"][0]["parameters"]}

@@ -1,4 +1,4 @@
-"""Data sets by name: images, labels and class names, and their split into queries and database.
+"""Data sets by name: images, labels and class names.
 
 `cifar100` comes through `tensorflow_datasets` and is decoded once into a cache that is read
 without TensorFlow; `digits` is embedded in scikit-learn; `arrays` is an `.npz` of the user's.
@@ -17,7 +17,6 @@ from air_jax.runtime.cache import cache_directory
 from air_jax.runtime.progress import say
 
 NAMES = ("cifar100", "digits", "arrays")
-SPLITS = ("paper", "official", "validation")
 
 _CIFAR100_VERSION = "3.0.2"
 _CIFAR100_SHAPES = {
@@ -79,66 +78,6 @@ def load(name: str, directory: str = "") -> Dataset:
     raise ValueError(f"data.name={name!r}: expected one of {', '.join(NAMES)}")
 
 
-def split(
-    dataset: Dataset, method: str, seed: int = 0, queries_per_class: int = 100
-) -> tuple[np.ndarray, np.ndarray]:
-    """Divide a data set into the database, which is also the training set, and the queries.
-
-    Args:
-        dataset: what to divide.
-        method: "paper": `queries_per_class` random images of each class are queries (section
-            IV.1); "official": the data set's own test part is; "validation": `queries_per_class`
-            random images of each class of what "official" leaves as database, to choose by.
-        seed: of the paper's random choice.
-        queries_per_class: of the paper's random choice.
-
-    Returns:
-        Sorted positions in the data set: of the database [N] and of the queries [Q], int64.
-
-    Raises:
-        ValueError: unknown method, no official split, or a class with too few images.
-    """
-    if method not in SPLITS:
-        raise ValueError(f"data.split={method!r}: expected one of {', '.join(SPLITS)}")
-    if method != "paper" and dataset.official_queries is None:
-        raise ValueError(
-            f"data.split={method!r}: {dataset.name} has no test part of its own; "
-            "use data.split='paper'"
-        )
-    candidates = np.arange(len(dataset.labels))
-    if method == "official":
-        is_query = dataset.official_queries
-        if is_query.all() or not is_query.any():
-            raise ValueError(
-                f"data.split='official': {dataset.name} marks {is_query.sum()} of "
-                f"{len(is_query)} images as queries; both parts need some"
-            )
-    else:
-        if method == "validation":
-            candidates = np.flatnonzero(~dataset.official_queries)
-        if queries_per_class < 1:
-            raise ValueError(f"data.queries_per_class={queries_per_class}: expected at least 1")
-        rng = np.random.default_rng(seed)
-        is_query = np.zeros(len(dataset.labels), bool)
-        for label, class_name in enumerate(dataset.class_names):
-            members = candidates[dataset.labels[candidates] == label]
-            if len(members) <= queries_per_class:
-                raise ValueError(
-                    f"class {class_name!r} has {len(members)} images: the {method!r} split takes "
-                    f"{queries_per_class} of each class as queries and needs some for the "
-                    "database as well; lower data.queries_per_class"
-                )
-            is_query[rng.choice(members, queries_per_class, replace=False)] = True
-    is_database = ~is_query & np.isin(np.arange(len(is_query)), candidates)
-    orphans = np.setdiff1d(dataset.labels[is_query], dataset.labels[is_database])
-    if len(orphans):
-        raise ValueError(
-            f"class {dataset.class_names[orphans[0]]!r} has queries but no image of that class in "
-            "the database: nothing would be relevant to them"
-        )
-    return np.flatnonzero(is_database), np.flatnonzero(is_query)
-
-
 def shrink(dataset: Dataset, size: int) -> Dataset:
     """The same images at side `size`, each pixel the mean of those that it replaces.
 
@@ -152,21 +91,6 @@ def shrink(dataset: Dataset, size: int) -> Dataset:
     blocks = dataset.images.reshape(count, size, factor, size, factor, channels)
     images = np.round(blocks.mean(axis=(2, 4))).astype(np.uint8)
     return dataclasses.replace(dataset, images=images)
-
-
-def keep_per_class(labels: np.ndarray, positions: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` random ones of each class of some positions in a data set; sorted.
-
-    Args:
-        labels: [N] of the whole data set.
-        positions: [P] of those to choose from.
-        count: of each class; classes with fewer keep all.
-        seed: of the choice.
-    """
-    rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(positions)
-    kept = [shuffled[labels[shuffled] == c][:count] for c in np.unique(labels[positions])]
-    return np.sort(np.concatenate(kept))
 
 
 def _digits() -> Dataset:

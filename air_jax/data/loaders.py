@@ -7,10 +7,9 @@ uninterrupted one sees.
 """
 
 import collections
-import importlib.util
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from air_jax.runtime import distributed
-from air_jax.runtime.sharding import by_columns, by_rows, of_steps, put, put_share, replicated
+from air_jax.runtime.sharding import by_columns, by_rows, put, put_share, replicated
 
 LOADERS = ("auto", "resident", "tfdata", "host")
 
@@ -29,7 +28,7 @@ class Batches(NamedTuple):
 
     Attributes:
         images: the set [N, S, S, C] uint8, whole on each device.
-        positions: [steps, B] int32; of several nets [steps, nets, B].
+        positions: [steps, B] int32.
     """
 
     images: jax.Array
@@ -60,7 +59,7 @@ def make_loader(
     kind: str,
     images: np.ndarray,
     batch_size: int,
-    keys: Sequence[jax.Array],
+    key: jax.Array,
     mesh: Mesh,
     steps_per_batch: int = 1,
     steps_per_call: int = 1,
@@ -72,31 +71,27 @@ def make_loader(
             training, else "host".
         images: [N, S, S, C] uint8. The last, partial batch of an epoch is left out.
         batch_size: images in a batch.
-        keys: of the order; one for each net that is trained.
+        key: of the order.
         mesh: batches are split over its devices.
         steps_per_batch: steps on each batch before the next.
-        steps_per_call: how many steps' batches are given at once.
+        steps_per_call: how many steps' batches are given at once; more than 1 needs images that
+            are `resident`.
 
     Returns:
         `loader(first, last)`: an iterator over uint8 [batch_size, S, S, C] on the devices, one for
-        each step from `first` to before `last`; with several keys [len(keys), batch_size, S, S, C],
-        each net's in its own order. With several steps in a call, over `Batches` of so many steps
-        each, the last of what is left.
+        each step from `first` to before `last`. With several steps in a call, over `Batches` of so
+        many steps each, the last of what is left.
 
     Raises:
-        ValueError: an unknown kind, or several steps in a call of images not on the devices.
+        ValueError: an unknown kind.
+        ImportError: the kind is "tfdata", and TensorFlow is not installed.
     """
-    check_kind(kind)
-    check_calls(kind, images, mesh, steps_per_call)
-    if resident(kind, images, mesh):
-        kind = "resident"
-    rows = by_rows if len(keys) == 1 else by_columns
-    if kind == "tfdata":
-        stream = _tfdata_stream(images, rows(mesh))
-    elif kind == "resident":
-        stream = _resident_stream(images, mesh, rows(mesh), steps_per_call)
+    if resident(kind, images.nbytes, mesh):
+        stream = _resident_stream(images, mesh, steps_per_call)
+    elif kind == "tfdata":
+        stream = _tfdata_stream(images, by_rows(mesh))
     else:
-        stream = _host_stream(images, rows(mesh))
+        stream = _host_stream(images, by_rows(mesh))
     per_epoch = len(images) // batch_size
 
     def positions(first: int, last: int) -> Iterator[np.ndarray]:
@@ -104,53 +99,32 @@ def make_loader(
         for step in range(first, last):
             epoch, batch = divmod(step // steps_per_batch, per_epoch)
             if epoch not in orders:
-                order = np.stack([epoch_order(key, epoch, len(images)) for key in keys])
-                orders = {epoch: order}
-            at = orders[epoch][:, batch * batch_size : (batch + 1) * batch_size]
-            yield at[0] if len(keys) == 1 else at
+                orders = {epoch: epoch_order(key, epoch, len(images))}
+            yield orders[epoch][batch * batch_size : (batch + 1) * batch_size]
 
     return lambda first, last: stream(positions(first, last))
-
-
-def check_kind(kind: str) -> None:
-    """Raise ValueError if there is no such loader, or TensorFlow is not there for it."""
-    if kind not in LOADERS:
-        raise ValueError(f"data.loader={kind!r}: expected one of {', '.join(LOADERS)}")
-    if kind == "tfdata" and importlib.util.find_spec("tensorflow") is None:
-        raise ValueError("data.loader='tfdata' needs TensorFlow: pip install tensorflow")
-
-
-def check_calls(kind: str, images: np.ndarray, mesh: Mesh, steps_per_call: int) -> None:
-    """Raise ValueError if a loader cannot give the batches of several steps at once."""
-    if steps_per_call > 1 and not resident(kind, images, mesh):
-        raise ValueError(
-            f"train.steps_per_call={steps_per_call} needs the images on the devices, but "
-            f"data.loader={kind!r} streams them; expected 1, or data.loader='resident'"
-        )
 
 
 # stream(positions of each step) yields what each call of the step takes.
 _Stream = Callable[[Iterator[np.ndarray]], Iterator[jax.Array | Batches]]
 
 
-def _resident_stream(
-    images: np.ndarray, mesh: Mesh, rows: NamedSharding, steps_per_call: int
-) -> _Stream:
+def _resident_stream(images: np.ndarray, mesh: Mesh, steps_per_call: int) -> _Stream:
     whole = replicated(mesh)
     on_device = put(images, whole)
     if steps_per_call == 1:
-        take = jax.jit(lambda images, batch: images[batch], out_shardings=rows)
+        take = jax.jit(lambda images, batch: images[batch], out_shardings=by_rows(mesh))
         return lambda positions: (take(on_device, put(batch, whole)) for batch in positions)
 
     def stream(positions: Iterator[np.ndarray]) -> Iterator[Batches]:
         for steps in _stacks(positions, steps_per_call):
-            yield Batches(on_device, put(steps, of_steps(rows)))
+            yield Batches(on_device, put(steps, by_columns(mesh)))
 
     return stream
 
 
 def _stacks(positions: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """Positions of `count` steps at a time [count, ...], the last of what is left."""
+    """Positions of `count` steps at a time [count, B], the last time of the steps that are left."""
     while steps := list(itertools.islice(positions, count)):
         yield np.stack(steps)
 
@@ -160,8 +134,8 @@ def _host_stream(images: np.ndarray, rows: NamedSharding) -> _Stream:
 
 
 def _own(batch: np.ndarray) -> np.ndarray:
-    """This process's part of a batch's positions [..., B]: no other reads those images."""
-    return batch[..., distributed.share(batch.shape[-1])]
+    """This process's part of a batch's positions [B]: no other process reads those images."""
+    return batch[distributed.share(len(batch))]
 
 
 def _tfdata_stream(images: np.ndarray, rows: NamedSharding) -> _Stream:
@@ -185,7 +159,7 @@ def _tfdata_stream(images: np.ndarray, rows: NamedSharding) -> _Stream:
 
 
 def import_tensorflow() -> ModuleType:
-    """TensorFlow, kept off the accelerator and quiet; the only place that imports it.
+    """TensorFlow, kept off the accelerator and quiet. No other function imports TensorFlow.
 
     Raises:
         ImportError: it is not installed.
@@ -212,13 +186,18 @@ def prefetch(
     yield from queue
 
 
-def resident(kind: str, images: np.ndarray, mesh: Mesh) -> bool:
-    """Whether a loader of this kind keeps the images on the devices.
+def resident(kind: str, image_bytes: int, mesh: Mesh) -> bool:
+    """Whether a loader of this kind keeps images of so many bytes on the devices.
 
-    "auto" does if they take less than half of each one's memory, as far as it tells.
+    "auto" does if they take less than half of each device's memory, as far as the device tells.
+
+    Raises:
+        ValueError: an unknown kind.
     """
+    if kind not in LOADERS:
+        raise ValueError(f"data.loader={kind!r}: expected one of {', '.join(LOADERS)}")
     if kind != "auto":
         return kind == "resident"
     stats = [device.memory_stats() or {} for device in mesh.local_devices]
     limits = [s["bytes_limit"] for s in stats if "bytes_limit" in s]
-    return all(images.nbytes < limit / 2 for limit in limits)
+    return all(image_bytes < limit / 2 for limit in limits)

@@ -1,8 +1,8 @@
-"""One user's search in a store of codes: the first retrieval, and a round of feedback at a time.
+"""One user's search in codes: the first retrieval, and a round of feedback at a time.
 
-What `simulated_user` simulates, for a person: any number of examples that are in the store or not,
-marks of either kind, and any learner. Every call is given all that was marked so far; nothing is
-kept between calls, so that a round can be repeated or stepped back.
+The engine does for a person what `simulated_user` simulates: it takes any number of examples, in
+the database or not, marks of either kind, and any learner. Every call is given all marks made so
+far; the engine keeps nothing between calls, so that a round can be repeated or stepped back.
 """
 
 from typing import NamedTuple
@@ -11,10 +11,8 @@ import numpy as np
 
 from air_jax.feedback.learners import LEARNERS, Marks
 from air_jax.search import scorers
-from air_jax.search.code_store import CodeStore
+from air_jax.search.codes import Codes, WithExamples
 from air_jax.search.scorers import Near, Scorer
-from air_jax.search.stored_space import StoredCodes, StoredSpace
-from air_jax.search.streaming import StreamedSpace
 
 LEARNER_NAMES = tuple(name for name in LEARNERS if name != "none")
 DEFAULT_LEARNER = "discriminant"
@@ -26,11 +24,11 @@ class Found(NamedTuple):
     """A ranking's first images.
 
     Attributes:
-        positions: [n] int64 in the store; n is k, or what is left of the store if that is fewer.
+        positions: [n] int64 in the database; n is k, or what is left of it if that is fewer.
         scores: [n] float32, descending; of "uncertain" minus their absolute value.
         learnt: false where the marks were of one kind only and the learner needs both: the
             ranking is then that of the query.
-        certain: see `streaming.Best`.
+        certain: see `codes.Top`.
         scorer: the ranking itself; `scorers.to_arrays` makes a file of it.
     """
 
@@ -47,15 +45,14 @@ class Found(NamedTuple):
 
 
 class Engine:
-    """Searches a store.
+    """Searches a database.
 
     Args:
-        store: opened codes, in a folder or in a vector store.
+        codes: of the database, wherever they lie.
     """
 
-    def __init__(self, store: CodeStore | StoredCodes):
-        self.store = store
-        self.space = _make_space(store)
+    def __init__(self, codes: Codes):
+        self.codes = codes
 
     def first(self, query: np.ndarray, k: int, hidden: np.ndarray = NOTHING) -> Found:
         """The k nearest images of a query.
@@ -92,8 +89,8 @@ class Engine:
         Args:
             learner: one of `LEARNER_NAMES`.
             query: [D] code, not centred. None: the mean of all positive examples stands for it, or
-                of the whole store if there is none.
-            examples: [E, D] codes of further relevant images, which are not in the store.
+                of the whole database if there is none.
+            examples: [E, D] codes of further relevant images, which are not in the database.
             positions: [M] of marked images.
             relevant: [M] bool.
             k: from 1 to N.
@@ -105,7 +102,8 @@ class Engine:
 
         Raises:
             ValueError: unknown names, k out of range, positions that are none, an image marked
-                twice, nothing marked at all, or codes that do not fit the store.
+                twice, nothing marked at all, codes that do not fit the database, or a learner whose
+                scores the codes cannot be ranked by (see `milvus_codes`).
         """
         if learner not in LEARNERS:
             raise ValueError(f"learner={learner!r}: expected one of {', '.join(LEARNER_NAMES)}")
@@ -117,20 +115,19 @@ class Engine:
         examples = self._centred("example", examples)
         if query is None and not len(positions) and not len(examples):
             raise ValueError("no query, no examples and no marks: expected at least one of them")
-        space = _make_space(self.store, examples)
-        size = space.size()
+        codes, size = WithExamples(self.codes, examples), len(self.codes)
         marks = Marks(
             np.concatenate([positions, size + np.arange(len(examples))])[None].astype(np.int64),
             np.concatenate([relevant, np.ones(len(examples), bool)])[None].astype(bool),
         )
         if query is None:
-            positive = space.centred(marks.positions[marks.relevant])
-            own = positive.mean(axis=0, keepdims=True) if len(positive) else 0 * self.store.mean
-            own = np.reshape(own, (1, -1)).astype(np.float32)
+            positive = codes.take(marks.positions[marks.relevant])
+            own = positive.mean(axis=0) if len(positive) else 0 * codes.mean
+            own = own[None].astype(np.float32)
         else:
             own = self._centred("query", query[None])
         hidden = np.concatenate([positions, hidden]) if hide_judged else hidden
-        lesson = LEARNERS[learner](space, own, marks, [[seed, len(positions)]])
+        lesson = LEARNERS[learner](codes, own, marks, [[seed, len(positions)]])
         learnt = bool(lesson.learnt[0])
         if not learnt:
             return self._search(Near(own), k, hidden, "best", learnt=False)
@@ -139,34 +136,34 @@ class Engine:
         )
 
     def _search(self, scorer: Scorer, k: int, hidden: np.ndarray, show: str, learnt: bool) -> Found:
-        size = len(self.store)
+        size = len(self.codes)
         if not 1 <= k <= size:
-            raise ValueError(f"k={k}: expected from 1 to the {size} images in the store")
+            raise ValueError(f"k={k}: expected from 1 to the {size} images in the database")
         hidden = np.unique(hidden)
         k = min(k, size - len(hidden))
         if not k:
             nothing = np.zeros(0, np.float32)
             return Found(NOTHING, nothing, learnt, certain=True, scorer=scorer)
-        best = self.space.search(scorer, k, hidden[None], show)
+        best = self.codes.top(scorer, k, hidden[None], show)
         return Found(best.positions[0], best.scores[0], learnt, bool(best.certain[0]), scorer)
 
     def _centred(self, name: str, codes: np.ndarray) -> np.ndarray:
         """Codes [n, D] of any float type, as float32 with the mean off."""
-        if codes.shape[1:] != (self.store.dimension,):
+        if codes.shape[1:] != (self.codes.dimension,):
             raise ValueError(
-                f"{name} codes have shape {list(codes.shape[1:])}; the store's have "
-                f"[{self.store.dimension}]"
+                f"{name} codes have shape {list(codes.shape[1:])}; the database's have "
+                f"[{self.codes.dimension}]"
             )
         if not np.isfinite(codes).all():
             raise ValueError(f"{name} codes hold NaN or infinity")
-        return (codes - self.store.mean).astype(np.float32)
+        return (codes - self.codes.mean).astype(np.float32)
 
     def _check_positions(self, name: str, positions: np.ndarray) -> None:
-        bad = (positions < 0) | (positions >= len(self.store))
+        bad = (positions < 0) | (positions >= len(self.codes))
         if bad.any():
             raise ValueError(
                 f"{name}: {int(positions[np.argmax(bad)])} is no position; expected from 0 to "
-                f"{len(self.store) - 1}"
+                f"{len(self.codes) - 1}"
             )
 
     def _check_marks(self, positions: np.ndarray, relevant: np.ndarray) -> None:
@@ -180,11 +177,3 @@ class Engine:
             both = len(set(relevant[positions == image].tolist())) > 1
             how = "relevant and irrelevant" if both else "twice"
             raise ValueError(f"marks: image {int(image)} is marked {how}")
-
-
-def _make_space(
-    store: CodeStore | StoredCodes, examples: np.ndarray | None = None
-) -> StreamedSpace | StoredSpace:
-    if isinstance(store, StoredCodes):
-        return StoredSpace(store, examples)
-    return StreamedSpace(store, examples)

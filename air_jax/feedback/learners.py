@@ -1,12 +1,12 @@
 """Learners: what turns marks on images into a new ranking of the database (section III.2).
 
-A learner sees codes and marks, never a label. They are chosen by name from `LEARNERS`.
+A learner sees codes and marks, never a label. Learners are chosen by name from `LEARNERS`.
 """
 
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,9 @@ import numpy as np
 import threadpoolctl
 
 from air_jax.feedback import svm
-from air_jax.search import kernel_machines, scorers
-from air_jax.search.scorers import OUTSIDE, Kernel, Linear, Mixture, Near, Scorer
+from air_jax.search import scorers
+from air_jax.search.codes import Codes
+from air_jax.search.scorers import OUTSIDE, Kernel, Linear, Machine, Mixture, Near, Scorer
 
 
 class Marks(NamedTuple):
@@ -49,40 +50,17 @@ class Lesson(NamedTuple):
     signed: bool = False
 
 
-class Space(Protocol):
-    """A database as learners see it: without labels. `scorers.Space`, or one that is streamed.
-
-    Attributes:
-        scale: [D] float32, the deviation of each dimension.
-        covariance: [D, D] float32.
-    """
-
-    scale: np.ndarray
-    covariance: np.ndarray
-
-    def size(self) -> int:
-        """N, the images in it."""
-
-    def centred(self, positions: np.ndarray) -> np.ndarray:
-        """Codes of positions [...], the mean taken off: [..., D] float32."""
-
-    def best_unmarked(
-        self, scorer: Scorer, marked: np.ndarray, count: int, show: str = "best"
-    ) -> np.ndarray:
-        """The first `count` images, but for `marked` [B, M], of `scorers.SHOW`: [B, count]."""
+# learner(codes, centred queries [B, D], marks, one seed for each query) -> Lesson
+Learner = Callable[[Codes, np.ndarray, Marks, list[list[int]]], Lesson]
 
 
-# learner(space, centred queries [B, D], marks, one seed for each query) -> Lesson
-Learner = Callable[[Space, np.ndarray, Marks, list[list[int]]], Lesson]
-
-
-def no_feedback(space: Space, queries: np.ndarray, marks: Marks, seeds: list[list[int]]) -> Lesson:
+def no_feedback(codes: Codes, queries: np.ndarray, marks: Marks, seeds: list[list[int]]) -> Lesson:
     """The paper's Baseline: distances to the query, whatever was marked."""
     return Lesson(Near(queries), np.ones(len(queries), bool), _nothing(queries))
 
 
 def rocchio(
-    space: Space,
+    codes: Codes,
     queries: np.ndarray,
     marks: Marks,
     seeds: list[list[int]],
@@ -92,40 +70,40 @@ def rocchio(
     gamma: float,
 ) -> Lesson:
     """Rocchio's query: alpha q + beta mean(relevant) - gamma mean(irrelevant), then distances."""
-    codes = space.centred(marks.positions)
+    marked = codes.take(marks.positions)
     moved = alpha * queries
     for weight, chosen in ((beta, marks.relevant), (-gamma, ~marks.relevant)):
         count = chosen.sum(axis=1, keepdims=True)
-        total = np.einsum("bm,bmd->bd", chosen.astype(np.float32), codes)
+        total = np.einsum("bm,bmd->bd", chosen.astype(np.float32), marked)
         moved = moved + weight * total / np.maximum(count, 1)
     scorer = Near(moved.astype(np.float32))
     return Lesson(scorer, np.ones(len(queries), bool), _nothing(queries))
 
 
 def mean_difference(
-    space: Space, queries: np.ndarray, marks: Marks, seeds: list[list[int]], *, away: float
+    codes: Codes, queries: np.ndarray, marks: Marks, seeds: list[list[int]], *, away: float
 ) -> Lesson:
     """Distances to mean+ + away (mean+ - mean-), the means of relevant (the query too) and not."""
-    positive, negative = _means(space, queries, marks)
+    positive, negative = _means(codes, queries, marks)
     scorer = Near((positive + away * (positive - negative)).astype(np.float32))
     return Lesson(scorer, np.ones(len(queries), bool), _nothing(queries))
 
 
-def _means(space: Space, queries: np.ndarray, marks: Marks) -> tuple[np.ndarray, np.ndarray]:
+def _means(codes: Codes, queries: np.ndarray, marks: Marks) -> tuple[np.ndarray, np.ndarray]:
     """Mean codes [B, D] of relevant images, the query among them, and of irrelevant ones.
 
     The latter is the former where there are none, so that their difference is zero.
     """
-    codes = space.centred(marks.positions)
+    marked = codes.take(marks.positions)
     relevant = marks.relevant[:, :, None]
-    positive = (queries + np.where(relevant, codes, 0).sum(axis=1)) / (1 + relevant.sum(axis=1))
+    positive = (queries + np.where(relevant, marked, 0).sum(axis=1)) / (1 + relevant.sum(axis=1))
     count = (~relevant).sum(axis=1)
-    negative = np.where(relevant, 0, codes).sum(axis=1) / np.maximum(count, 1)
+    negative = np.where(relevant, 0, marked).sum(axis=1) / np.maximum(count, 1)
     return positive, np.where(count > 0, negative, positive)
 
 
 def discriminant(
-    space: Space,
+    codes: Codes,
     queries: np.ndarray,
     marks: Marks,
     seeds: list[list[int]],
@@ -140,23 +118,23 @@ def discriminant(
     database's mean. The hyperplane lies half way between the two. Marks of one kind teach it, too.
 
     Args:
-        space: the database.
+        codes: of the database.
         queries: [B, D] centred.
         marks: of each.
         seeds: not used.
         shrinkage: what is added to the covariance's diagonal, in units of the mean variance.
         away: see above.
     """
-    positive, negative = _means(space, queries, marks)
+    positive, negative = _means(codes, queries, marks)
     target = positive + away * (positive - negative)
-    dimension = len(space.covariance)
-    covariance = space.covariance.astype(np.float64)
+    dimension = codes.dimension
+    covariance = codes.covariance.astype(np.float64)
     mean_variance = max(np.trace(covariance) / dimension, np.finfo(np.float32).tiny)
     covariance = covariance + shrinkage * mean_variance * np.eye(dimension)
     with _blas().limit(limits=1, user_api="blas"):
         normals = np.linalg.solve(covariance, target.T).T
     intercept = -(normals * target).sum(axis=1) / 2
-    weights = normals * space.scale  # of standardised codes
+    weights = normals * codes.deviation  # of standardised codes
     scorer = Linear(weights.astype(np.float32), intercept.astype(np.float32))
     return Lesson(scorer, np.ones(len(queries), bool), _nothing(queries), signed=True)
 
@@ -181,19 +159,19 @@ class _Samples(NamedTuple):
     relevant: np.ndarray
 
 
-def _samples(space: Space, queries: np.ndarray, marks: Marks, others: np.ndarray) -> _Samples:
+def _samples(codes: Codes, queries: np.ndarray, marks: Marks, others: np.ndarray) -> _Samples:
     """`others` [B, P] are taken for irrelevant."""
     positions = np.concatenate([marks.positions, others], axis=1)
-    codes = np.concatenate([queries[:, None], space.centred(positions)], axis=1)
+    taken = np.concatenate([queries[:, None], codes.take(positions)], axis=1)
     relevant = np.concatenate(
         [np.ones((len(queries), 1), bool), marks.relevant, np.zeros(others.shape, bool)], axis=1
     )
     positions = np.pad(positions, ((0, 0), (1, 0)), constant_values=OUTSIDE)
-    return _Samples(positions, codes / space.scale, relevant)
+    return _Samples(positions, taken / codes.deviation, relevant)
 
 
 def support_vector(
-    space: Space,
+    codes: Codes,
     queries: np.ndarray,
     marks: Marks,
     seeds: list[list[int]],
@@ -208,7 +186,7 @@ def support_vector(
     """An SVM on the marked images and the query; signed distance to its hyperplane.
 
     Args:
-        space: the database.
+        codes: of the database.
         queries: [B, D] centred.
         marks: of each.
         seeds: of each.
@@ -216,22 +194,23 @@ def support_vector(
         C: penalty.
         class_weight: None or "balanced".
         pseudo_negatives: so many unmarked images join the irrelevant ones: most of a large database
-            is irrelevant to any query. Drawn at random,
-        farthest: or the farthest from the query.
-        distance_weight: what the first retrieval's score adds; both are taken to unit deviation,
-            over some of the database, first. Where nothing can be learnt it is all there is.
+            is irrelevant to any query.
+        farthest: these are the images farthest from the query; else they are drawn at random.
+        distance_weight: by which the first retrieval's score is added; both scores are first taken
+            to unit deviation over some of the database. Where nothing can be learnt, only the first
+            retrieval's score counts.
     """
     if farthest and pseudo_negatives:
-        drawn = _farthest_unmarked(space, queries, marks, pseudo_negatives)
+        drawn = _farthest_unmarked(codes, queries, marks, pseudo_negatives)
     else:
-        size = space.size()
+        size = len(codes)
         drawn = np.stack(
             [
                 _draw_unmarked(size, positions, pseudo_negatives, np.random.default_rng(seed))
                 for positions, seed in zip(marks.positions, seeds, strict=True)
             ]
         )
-    samples = _samples(space, queries, marks, drawn)
+    samples = _samples(codes, queries, marks, drawn)
     machines, convergence = svm.fit(
         samples.codes,
         np.where(samples.relevant, 1, -1),
@@ -240,30 +219,30 @@ def support_vector(
         class_weight=class_weight,
     )
     learnt = ~samples.relevant.all(axis=1)
-    unconverged = np.count_nonzero(learnt & ~convergence.converged)
+    unconverged = int(np.count_nonzero(learnt & ~convergence.converged))
     if kernel == "linear":
-        scorer = Linear(kernel_machines.linear_weights(machines), machines.intercept)
-        return Lesson(scorer, learnt, drawn, unconverged, signed=True)
-    scorer = Kernel(machines, samples.positions)
+        linear = Linear(scorers.linear_weights(machines), machines.intercept)
+        return Lesson(linear, learnt, drawn, unconverged, signed=True)
+    kernels = Kernel(machines, samples.positions)
     if distance_weight:
-        scorer = _with_distances(space, scorer, Near(queries), distance_weight)
-        return Lesson(scorer, np.ones(len(queries), bool), drawn, unconverged)
-    return Lesson(scorer, learnt, drawn, unconverged, signed=True)
+        mixture = _with_distances(codes, kernels, Near(queries), distance_weight)
+        return Lesson(mixture, np.ones(len(queries), bool), drawn, unconverged)
+    return Lesson(kernels, learnt, drawn, unconverged, signed=True)
 
 
-def _with_distances(space: Space, kernel: Kernel, near: Near, weight: float) -> Mixture:
+def _with_distances(codes: Codes, kernel: Kernel, near: Near, weight: float) -> Mixture:
     """Both at unit deviation over evenly spaced images of the database."""
-    size = space.size()
-    some = space.centred(np.linspace(0, size - 1, min(size, SAMPLE)).astype(int))
+    size = len(codes)
+    some = codes.take(np.linspace(0, size - 1, min(size, SAMPLE)).astype(int))
     weights = []
     for scorer, factor in ((kernel, 1.0), (near, weight)):
-        deviation = np.std(scorers.of_codes(scorer, some, space.scale), axis=1)
+        deviation = np.std(scorers.of_codes(scorer, some, codes.deviation), axis=1)
         weights.append(factor / np.where(deviation > 0, deviation, 1))
     return Mixture(kernel, near, np.stack(weights, axis=1).astype(np.float32))
 
 
 def kernel_ridge(
-    space: Space,
+    codes: Codes,
     queries: np.ndarray,
     marks: Marks,
     seeds: list[list[int]],
@@ -276,13 +255,11 @@ def kernel_ridge(
     It has no intercept: far from all marks its score is 0. Marks of one kind teach it, too.
     `pseudo_negatives` as for `support_vector`, the farthest.
     """
-    drawn = _farthest_unmarked(space, queries, marks, pseudo_negatives)
-    samples = _samples(space, queries, marks, drawn)
+    drawn = _farthest_unmarked(codes, queries, marks, pseudo_negatives)
+    samples = _samples(codes, queries, marks, drawn)
     gamma, coefficients = _solve_ridge(samples.codes, samples.relevant, ridge)
     zeros = np.zeros(len(queries), np.float32)
-    machines = kernel_machines.Machine(
-        samples.codes, np.asarray(coefficients), zeros, np.asarray(gamma)
-    )
+    machines = Machine(samples.codes, np.asarray(coefficients), zeros, np.asarray(gamma))
     scorer = Kernel(machines, samples.positions)
     return Lesson(scorer, np.ones(len(queries), bool), drawn, signed=True)
 
@@ -302,12 +279,12 @@ def _solve_ridge(
     return gamma, jnp.linalg.solve(kernel, targets[..., None])[..., 0]
 
 
-def _farthest_unmarked(space: Space, queries: np.ndarray, marks: Marks, count: int) -> np.ndarray:
+def _farthest_unmarked(codes: Codes, queries: np.ndarray, marks: Marks, count: int) -> np.ndarray:
     """[B, count] positions of the unmarked images farthest from each query."""
     if not count:
         return _nothing(queries)
-    count = min(count, space.size() - marks.positions.shape[1])
-    return space.best_unmarked(Near(queries), marks.positions, count, show="worst")
+    count = min(count, len(codes) - marks.positions.shape[1])
+    return codes.top(Near(queries), count, marks.positions, show="worst").positions
 
 
 def _draw_unmarked(
@@ -357,8 +334,7 @@ def parameters(learner: str) -> dict[str, Any]:
     fixed = LEARNERS[learner]
     if not isinstance(fixed, partial):
         return {}
-    spaces = {
-        support_vector: {"gamma": "scale", "codes": "standardised", "tolerance": svm.TOLERANCE},
-        kernel_ridge: {"gamma": "scale", "codes": "standardised"},
-    }
-    return fixed.keywords | spaces.get(fixed.func, {})
+    machine = {"gamma": "scale", "codes": "standardised"}
+    if fixed.func is support_vector:
+        return fixed.keywords | machine | {"tolerance": svm.TOLERANCE}
+    return fixed.keywords | (machine if fixed.func is kernel_ridge else {})

@@ -11,17 +11,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from air_jax.feedback.learners import LEARNERS, Learner, Lesson, Marks
 from air_jax.runtime import distributed
 from air_jax.runtime.progress import Progress
-from air_jax.search import exact_search, metrics, scorers
-from air_jax.search.scorers import Near, Space
+from air_jax.search import distances, full_ranking, metrics, scorers
+from air_jax.search.device_codes import DeviceCodes
+from air_jax.search.scorers import Near
 
 SCORES_BYTES = 2**30  # of the queries that are played at once; a few copies of it are made
-SHOW = ("best", "uncertain")
 TOP = 10  # images of each ranking that are kept for the report
 
 
@@ -47,7 +46,7 @@ class Round(NamedTuple):
 
 def rounds(
     learner: Learner,
-    space: Space,
+    codes: DeviceCodes,
     queries: np.ndarray,
     judge: Callable[[np.ndarray], np.ndarray],
     *,
@@ -61,7 +60,7 @@ def rounds(
 
     Args:
         learner: makes the ranking of each round.
-        space: the database.
+        codes: of the database.
         queries: [B, D] centred.
         judge: the user: database positions [B, n] -> relevant or not, bool [B, n]. Labels are
             known to it alone.
@@ -77,7 +76,7 @@ def rounds(
         Round 0, before any mark, to round `count`.
     """
     started = time.monotonic()
-    scores = jax.block_until_ready(scorers.scores(space, Near(queries)))
+    scores = jax.block_until_ready(codes.scores(Near(queries)))
     empty = np.zeros((len(queries), 0), np.int32)
     marks = Marks(empty, empty.astype(bool))
     drawn = np.zeros((len(queries), 0), np.int64)
@@ -92,14 +91,14 @@ def rounds(
             shown_by = scores
             if lesson is not None and lesson.signed:
                 shown_by = jnp.where(lesson.learnt[:, None], scorers.SHOW[show](scores), scores)
-            shown = exact_search.best_unmarked(shown_by, marks.positions, marks_per_round)
-            shown = np.asarray(shown)
+            _, unmarked = distances.best_unmarked(shown_by, marks.positions, marks_per_round)
+            shown = np.asarray(unmarked)
         marks = Marks(
             np.concatenate([marks.positions, shown], axis=1),
             np.concatenate([marks.relevant, judge(shown)], axis=1),
         )
-        lesson = learner(space, queries, marks, [[*seed, number] for seed in seeds])
-        learnt = scorers.scores(space, lesson.scorer)
+        lesson = learner(codes, queries, marks, [[*seed, number] for seed in seeds])
+        learnt = codes.scores(lesson.scorer)
         # Where all have learnt, this spares a copy of all scores.
         scores = (
             learnt if lesson.learnt.all() else jnp.where(lesson.learnt[:, None], learnt, scores)
@@ -144,7 +143,7 @@ class Simulation(NamedTuple):
 
 def simulate(
     learner: str | Learner,
-    space: Space,
+    codes: DeviceCodes,
     query_codes: np.ndarray,
     query_labels: np.ndarray,
     database_labels: np.ndarray,
@@ -162,7 +161,7 @@ def simulate(
 
     Args:
         learner: one of `LEARNERS` by name, or any.
-        space: the database.
+        codes: of the database.
         query_codes: [Q, D] not centred.
         query_labels: [Q].
         database_labels: [N]; only the user and the metrics see them.
@@ -176,8 +175,8 @@ def simulate(
     Raises:
         ValueError: the codes do not fit the database.
     """
-    queries = exact_search.centre(space.database, query_codes)
-    relevant = exact_search.relevant_items(query_labels, database_labels)
+    queries = codes.centre(query_codes)
+    relevant = full_ranking.relevant_items(query_labels, database_labels)
     count = len(queries)
     own = np.arange(count)[distributed.share(count)]
     block = min(block or max(1, SCORES_BYTES // (4 * len(database_labels))), max(len(own), 1))
@@ -185,7 +184,7 @@ def simulate(
     def play(rows: np.ndarray) -> Iterator[Round]:
         return rounds(
             LEARNERS[learner] if isinstance(learner, str) else learner,
-            space,
+            codes,
             queries[rows],
             lambda shown: database_labels[shown] == query_labels[rows, None],
             count=rounds_count,
@@ -206,16 +205,15 @@ def simulate(
             )
             progress.advance(min(block, len(own) - start))
     *arrays, unconverged, seconds = zip(*parts, strict=True)
-    return Simulation(
-        *(distributed.gather(np.concatenate(blocks)[: len(own)], count) for blocks in arrays),
-        unconverged=distributed.gather_all(np.sum(unconverged, axis=0)).sum(axis=0),
-        seconds=distributed.gather_all(np.sum(seconds, axis=0)).max(axis=0),
-    )
+    by_query = [distributed.gather(np.concatenate(part)[: len(own)], count) for part in arrays]
+    totals = distributed.gather_all(np.sum(unconverged, axis=0)).sum(axis=0)
+    longest = distributed.gather_all(np.sum(seconds, axis=0)).max(axis=0)
+    return Simulation._make([*by_query, totals, longest])
 
 
 @partial(jax.jit, static_argnames="count")
 def _best(scores: jax.Array, count: int) -> jax.Array:
-    return exact_search.nearest(scores, count)[1]
+    return distances.nearest(scores, count)[1]
 
 
 def _judge_rounds(
@@ -224,12 +222,12 @@ def _judge_rounds(
     """Metrics of one block: `relevant` [B, R] positions, `labels` [B, 1] of the queries."""
     size = len(database_labels)
     split = relevant.shape[1]
-    columns: list[tuple[np.ndarray, ...]] = []
+    columns: list[tuple[Any, ...]] = []
     baseline: jax.Array | None = None
     for result in sessions:
         baseline = result.scores if baseline is None else baseline
         items = np.concatenate([relevant, result.marks.positions], axis=1)
-        ranks = exact_search.ranks(result.scores, items)
+        ranks = full_ranking.ranks(result.scores, items)
         residual = metrics.residual_ranks(ranks[:, :split], ranks[:, split:], size)
         has_residual = (residual < size).any(axis=1)
         pseudo = result.pseudo_negatives
@@ -248,8 +246,9 @@ def _judge_rounds(
             )
         )
     # The first retrieval on each round's residual set: one ranking of all that was ever marked.
+    assert baseline is not None
     marks = result.marks.positions
-    first = exact_search.ranks(baseline, np.concatenate([relevant, marks], axis=1))
+    first = full_ranking.ranks(baseline, np.concatenate([relevant, marks], axis=1))
     baseline_ap = [
         metrics.average_precision(
             metrics.residual_ranks(first[:, :split], first[:, split : split + count[0]], size), size
@@ -257,12 +256,8 @@ def _judge_rounds(
         for count in (column[4] for column in columns)
     ]
     ap, residual_ap, *arrays, unconverged, seconds = zip(*columns, strict=True)
-    return Simulation(
-        *(np.stack(values, axis=1) for values in (ap, residual_ap, baseline_ap, *arrays)),
-        marked=marks,
-        unconverged=np.array(unconverged),
-        seconds=np.array(seconds),
-    )
+    by_query = [np.stack(values, axis=1) for values in (ap, residual_ap, baseline_ap, *arrays)]
+    return Simulation._make([*by_query, marks, np.array(unconverged), np.array(seconds)])
 
 
 def summarise(simulation: Simulation, query_labels: np.ndarray) -> list[dict[str, Any]]:
@@ -280,7 +275,7 @@ def summarise(simulation: Simulation, query_labels: np.ndarray) -> list[dict[str
         )
         relevant, marks = simulation.relevant_marks[:, number], simulation.marks[:, number]
         drawn = int(simulation.pseudo_negatives[:, number].sum())
-        entry = {
+        entry: dict[str, Any] = {
             "round": number,
             "map": metrics.mean(ap),
             "map_ci95": metrics.bootstrap_interval(ap, query_labels),
@@ -303,32 +298,6 @@ def summarise(simulation: Simulation, query_labels: np.ndarray) -> list[dict[str
             entry.setdefault(f"{key}_reason", "no query has an unmarked relevant image left")
         summary.append(entry)
     return summary
-
-
-def validate(config: ml_collections.ConfigDict, database_size: int) -> None:
-    """Raise ValueError, naming the key, if `config.feedback` cannot be simulated."""
-    if not config.learners:
-        raise ValueError(f"feedback.learners is empty; expected some of {', '.join(LEARNERS)}")
-    for learner in config.learners:
-        if learner not in LEARNERS:
-            raise ValueError(f"feedback.learners: {learner!r} is not one of {', '.join(LEARNERS)}")
-    if config.show not in SHOW:
-        raise ValueError(f"feedback.show={config.show!r}: expected one of {', '.join(SHOW)}")
-    for key in ("queries", "seed"):
-        if config[key] < 0:
-            raise ValueError(f"feedback.{key}={config[key]}: expected 0 or more")
-    if config.rounds < 1 or config.marks_per_round < 1:
-        raise ValueError(
-            f"feedback.rounds={config.rounds}, feedback.marks_per_round={config.marks_per_round}: "
-            "expected at least 1 each"
-        )
-    if config.rounds * config.marks_per_round > database_size:
-        raise ValueError(
-            f"feedback.rounds={config.rounds} times "
-            f"feedback.marks_per_round={config.marks_per_round} are more images than the "
-            f"{database_size} of the database (data.queries_per_class and "
-            "data.keep_database_per_class say of how many)"
-        )
 
 
 def choose_queries(labels: np.ndarray, count: int, seed: int) -> np.ndarray:

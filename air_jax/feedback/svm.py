@@ -16,10 +16,8 @@ than the tolerance above that of one that can shrink.
 
 import math
 import os
-from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from typing import NamedTuple
 
 import jax
@@ -27,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.svm import SVC
 
-from air_jax.search.kernel_machines import Machine
+from air_jax.search.scorers import Machine
 
 KERNELS = ("linear", "rbf")
 SOLVERS = ("smo", "sklearn")
@@ -37,6 +35,9 @@ TURN = 128  # iterations
 SLOTS_ON_CPU, SLOTS = 64, 8192  # problems worked on at a time: as many as a core's cache holds
 CORES = os.cpu_count() or 1
 SMALLEST_CURVATURE = 1e-12  # of a pair of equal samples, as in LIBSVM
+
+# Multipliers and gradients [S, M], gaps and iterations [S] of S problems.
+Carry = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 class Convergence(NamedTuple):
@@ -64,7 +65,6 @@ def fit(
     tolerance: float = TOLERANCE,
     max_iterations: int = MAX_ITERATIONS,
     solver: str = "smo",
-    processes: int = 1,
 ) -> tuple[Machine, Convergence]:
     """Fit one machine to each of B sets of samples: scikit-learn's `SVC` with gamma "scale".
 
@@ -78,28 +78,28 @@ def fit(
         tolerance: of the optimality conditions. SVC's default is 1e-3.
         max_iterations: of `solver="smo"`, after which a problem is left unconverged.
         solver: "smo", all at once on JAX's default device; or "sklearn", one after another.
-        processes: that "sklearn" spreads the fits over.
 
     Raises:
         ValueError: unknown names, shapes that do not fit, C not positive, labels that are none, or
             samples that are not finite.
     """
     samples, labels = np.asarray(samples, np.float32), np.asarray(labels)
-    _check(samples, labels, kernel, C, class_weight, solver, processes)
+    _check(samples, labels, kernel, C, class_weight, solver)
     upper = C * _class_weights(labels, class_weight)
     upper[~_has_two_classes(labels)] = 0
     arrays = samples, labels, upper
+    solve = partial(_solve, kernel=kernel, tolerance=tolerance, max_iterations=max_iterations)
+    on_cpu = jax.default_backend() == "cpu"
+    # XLA does the steps of a solver one after another, on one core.
+    threads = min(CORES, math.ceil(len(samples) / SLOTS_ON_CPU)) if on_cpu else 1
     if solver == "sklearn":
-        solve = partial(_solve_by_sklearn, kernel=kernel, tolerance=tolerance)
-        # JAX's threads do not survive a fork.
-        pool = partial(ProcessPoolExecutor, mp_context=get_context("spawn"))
-        found = _in_parts(solve, arrays, processes, pool)
+        found = _solve_by_sklearn(*arrays, kernel=kernel, tolerance=tolerance)
+    elif threads <= 1:
+        found = solve(*arrays)
     else:
-        solve = partial(_solve, kernel=kernel, tolerance=tolerance, max_iterations=max_iterations)
-        on_cpu = jax.default_backend() == "cpu"
-        # XLA does the steps of a solver one after another, on one core.
-        threads = min(CORES, math.ceil(len(samples) / SLOTS_ON_CPU)) if on_cpu else 1
-        found = _in_parts(solve, arrays, threads, ThreadPoolExecutor)
+        with ThreadPoolExecutor(threads) as pool:
+            parts = pool.map(solve, *(np.array_split(array, threads) for array in arrays))
+            found = tuple(map(np.concatenate, zip(*parts, strict=True)))
     multipliers, intercept, gamma, gap, iterations = found
     machines = Machine(
         samples,
@@ -117,7 +117,6 @@ def _check(
     C: float,
     class_weight: str | None,
     solver: str,
-    processes: int,
 ) -> None:
     for name, value, known in (("kernel", kernel, KERNELS), ("solver", solver, SOLVERS)):
         if value not in known:
@@ -126,8 +125,6 @@ def _check(
         raise ValueError(f"class_weight={class_weight!r}: expected None or 'balanced'")
     if not (np.isfinite(C) and C > 0):
         raise ValueError(f"C={C}: expected a positive number")
-    if processes < 1:
-        raise ValueError(f"processes={processes}: expected at least 1")
     if samples.ndim != 3 or labels.shape != samples.shape[:2]:
         raise ValueError(
             f"samples of shape {list(samples.shape)} with labels of shape {list(labels.shape)}: "
@@ -175,11 +172,10 @@ def _solve(
 ) -> tuple[np.ndarray, ...]:
     """Multipliers [B, M] (signed), intercepts, gammas, gaps and iterations [B] by SMO.
 
-    Problems differ tenfold in the iterations they need. So some are worked on at a time, `TURN`
-    iterations each, and a solved one makes room for the next.
+    Problems differ tenfold in the iterations they need. So the solver works on some problems at a
+    time, `TURN` iterations each, and a solved problem makes room for the next.
     """
-    problems = (samples, labels.astype(np.float64), upper)
-    problems = [_padded(array, 1) for array in problems]
+    problems = [_padded(array, 1) for array in (samples, labels.astype(np.float64), upper)]
     count, width = problems[1].shape
     slots = min(count, SLOTS_ON_CPU if jax.default_backend() == "cpu" else SLOTS)
     multipliers = np.zeros((count, width))
@@ -203,12 +199,14 @@ def _solve(
             own, gradients, *figures = (np.array(array) for array in found)
         busy = owners >= 0
         multipliers[owners[busy]] = own[busy]
-        for kept, values in zip((intercepts, gammas, gaps, iterations), figures, strict=True):
-            kept[owners[busy]] = values[busy]
+        kept: tuple[np.ndarray, ...] = (intercepts, gammas, gaps, iterations)
+        for array, values in zip(kept, figures, strict=True):
+            array[owners[busy]] = values[busy]
         done = busy & (~(gaps[owners] > tolerance) | (iterations[owners] >= max_iterations))
-        following = np.arange(waiting, min(waiting + done.sum(), count))
+        freed = int(done.sum())
+        following = np.arange(waiting, min(waiting + freed, count))
         waiting += len(following)
-        owners[done] = np.pad(following, (0, done.sum() - len(following)), constant_values=-1)
+        owners[done] = np.pad(following, (0, freed - len(following)), constant_values=-1)
         fresh = done & (owners >= 0)
         gradients[fresh] = problems[1][owners[fresh]]
     return multipliers[:, : labels.shape[1]], intercepts, gammas, gaps, iterations
@@ -266,11 +264,11 @@ def _take_turn(
 
     end = jnp.minimum(iterations + TURN, max_iterations)
 
-    def unfinished(carry: tuple[jax.Array, ...]) -> jax.Array:
+    def unfinished(carry: Carry) -> jax.Array:
         _, _, gap, iterations = carry
         return jnp.any((gap > tolerance) & (iterations < end))
 
-    def iterate(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def iterate(carry: Carry) -> Carry:
         multipliers, gradient, _, iterations = carry
         most, least, i, shrinks = gaps(multipliers, gradient)
         gap = (most - least)[:, 0]
@@ -334,17 +332,6 @@ def _solve_by_sklearn(
         intercepts[b], iterations[b] = svc.intercept_[0], svc.n_iter_[0]
         gammas[b] = svc._gamma
     return multipliers, intercepts, gammas, np.full(len(labels), np.nan), iterations
-
-
-def _in_parts(
-    solve: partial, arrays: tuple[np.ndarray, ...], parts: int, executor: Callable[[int], Executor]
-) -> tuple[np.ndarray, ...]:
-    """`solve(*arrays)`, the arrays' first axis cut into a part for each thread or process."""
-    if parts <= 1:
-        return solve(*arrays)
-    with executor(parts) as pool:
-        found = list(pool.map(solve, *(np.array_split(array, parts) for array in arrays)))
-    return tuple(np.concatenate(values) for values in zip(*found, strict=True))
 
 
 def _padded(values: np.ndarray, axis: int) -> np.ndarray:

@@ -13,19 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from air_jax.index import contact_sheet, decode_pool, image_files, stored_index
+from air_jax.index import contact_sheet, decode_pool, image_files, milvus_index
 from air_jax.index.catalogue import Catalogue, codes_name
 from air_jax.index.decode_pool import Task
 from air_jax.index.decoding import Decoded, Limits, read_file
 from air_jax.index.image_files import File
 from air_jax.index.image_index import NET_FILE, SHEET_FILE, SUMMARY_FILE
-from air_jax.models import encode
-from air_jax.run import net_file
+from air_jax.models import encode, net_file
+from air_jax.run import trained_net
 from air_jax.runtime import sharding
 from air_jax.runtime.atomic_files import locked, write_json
 from air_jax.runtime.progress import Progress, say
-from air_jax.search import code_store
-from air_jax.search.milvus_store import MilvusStore
+from air_jax.search import file_codes
+from air_jax.search.milvus_collection import Collection
 
 BATCH = 256  # images encoded at once, and committed
 LOCK_FILE = "lock"
@@ -37,11 +37,12 @@ class Options(NamedTuple):
 
     Attributes:
         fit: how pictures that are not square are made so; `decoding.FITS`.
-        storage: how codes are kept; `code_store.STORAGES`.
+        storage: how codes are kept; `file_codes.STORAGES`.
         workers: decoding processes.
         rehash: compare contents, not only sizes and times.
         limits: of one file.
-        store: where codes are kept instead of in the index: see `milvus_store`. None: in the index.
+        store: where codes are kept instead of in the index: see
+            `milvus_collection`. None: in the index.
     """
 
     fit: str = "crop"
@@ -73,7 +74,7 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
         raise FileNotFoundError(f"--images={folder}: there is no such folder")
     started = time.monotonic()
     mesh = sharding.make_mesh()
-    kept = net_file.of_run(model, mesh)
+    kept = trained_net.of_run(model, mesh)
     made_from = {
         "kind": "images",
         "folder": str(folder.resolve()),
@@ -83,7 +84,7 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
     dimension = kept.about["config"]["model.code_dim"]
     with (
         _opened(out, made_from, options) as catalogue,
-        stored_index.opened(catalogue, options.store, options.storage, dimension) as store,
+        milvus_index.opened(catalogue, options.store, options.storage, dimension) as store,
     ):
         if not (out / NET_FILE).is_file():
             net_file.write(out / NET_FILE, kept)
@@ -102,7 +103,7 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
             "storage": options.storage,
             "fingerprint": update.fingerprint,
         }
-        about |= stored_index.about_store(catalogue, store, content="")
+        about |= milvus_index.about_store(catalogue, store, content="")
         _publish(catalogue, update.images, about, out, store)
         summary = _summary(catalogue, update, walk.others, time.monotonic() - started)
         _show(catalogue, summary, out)
@@ -142,7 +143,7 @@ def index_vectors(
     }
     with (
         _opened(out, made_from, options) as catalogue,
-        stored_index.opened(catalogue, options.store, options.storage, codes.shape[1]) as store,
+        milvus_index.opened(catalogue, options.store, options.storage, codes.shape[1]) as store,
     ):
         about = made_from | {
             "codes": f"vectors:{_hash_of(vectors)}",
@@ -152,7 +153,7 @@ def index_vectors(
             "storage": options.storage,
             "fingerprint": fingerprint,
         }
-        about |= stored_index.about_store(catalogue, store, content=_hash_of(vectors))
+        about |= milvus_index.about_store(catalogue, store, content=_hash_of(vectors))
         ids = np.arange(1, len(codes) + 1)
         if not _is_published(catalogue, ids, about, store):
             about["generation"] = catalogue.meta.get("published", {}).get("generation", 0) + 1
@@ -185,7 +186,7 @@ def _opened(out: Path, made_from: dict[str, Any], options: Options) -> Iterator[
     Raises:
         ValueError: another one has, or it is of an index that was made from something else.
     """
-    address = stored_index.whole_address(options.store)
+    address = milvus_index.whole_address(options.store)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out={out} is a file; expected a folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -306,7 +307,7 @@ def _publish(
     images: list[int],
     about: dict[str, Any],
     out: Path,
-    store: MilvusStore | None,
+    store: Collection | None,
 ) -> None:
     """Write the codes of a new generation, then make it the one that is opened."""
     ids = np.array(images, np.int64)
@@ -323,13 +324,13 @@ def _publish(
 
 
 def _is_published(
-    catalogue: Catalogue, ids: np.ndarray, about: dict[str, Any], store: MilvusStore | None
+    catalogue: Catalogue, ids: np.ndarray, about: dict[str, Any], store: Collection | None
 ) -> bool:
     before = catalogue.meta.get("published", {})
     return (
         {**before, "generation": None} == {**about, "generation": None}
         and ids.tolist() == catalogue.published()
-        and (store is None or stored_index.is_whole(store, ids + about["first_key"]))
+        and (store is None or milvus_index.is_whole(store, ids + about["first_key"]))
     )
 
 
@@ -338,15 +339,15 @@ def _write_codes(
     ids: np.ndarray,
     about: dict[str, Any],
     out: Path,
-    store: MilvusStore | None,
+    store: Collection | None,
 ) -> None:
     if store is None:
-        code_store.write(out / codes_name(about["generation"]), codes, about["storage"], ids)
+        file_codes.write(out / codes_name(about["generation"]), codes, about["storage"])
     else:
-        stored_index.write(store, ids + about["first_key"], codes, out, about["generation"])
+        milvus_index.write(store, ids + about["first_key"], codes, out, about["generation"])
 
 
-def _delete_leftovers(catalogue: Catalogue, out: Path, store: MilvusStore | None) -> None:
+def _delete_leftovers(catalogue: Catalogue, out: Path, store: Collection | None) -> None:
     """Older generations, and what killed runs began."""
     published = catalogue.meta["published"]
     current = codes_name(published["generation"])
@@ -359,7 +360,7 @@ def _delete_leftovers(catalogue: Catalogue, out: Path, store: MilvusStore | None
             path.unlink(missing_ok=True)
     if store is not None:
         keys = np.array(catalogue.published(), np.int64) + published["first_key"]
-        stored_index.delete_others(store, keys)
+        milvus_index.delete_others(store, keys)
 
 
 def _summary(catalogue: Catalogue, update: _Update, others: int, seconds: float) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """An index on disk: images or vectors with their codes, opened for searching.
 
     catalogue.sqlite      the truth: images, codes, thumbnails, what is published; see `catalogue`
-    codes-<generation>/   the codes in order of position: a `code_store`. With --store they are in
-                          Milvus, and codes-<generation>.npz is here: see `stored_index`
+    codes-<generation>/   the codes in order of position: see `file_codes`. With --store they are in
+                          Milvus, and codes-<generation>.npz is here: see `milvus_index`
     net.npz               the net that made the codes; not there for vectors
     checksums.json        of these three, while no indexer is at work; see `catalogue`
     index.json            what was found, for people and programs
@@ -24,13 +24,12 @@ import jax
 import numpy as np
 import PIL.Image
 
-from air_jax.index import catalogue, decoding, image_files, stored_index
-from air_jax.models import encode
-from air_jax.models.autoencoder import Net
-from air_jax.run import net_file
+from air_jax.index import catalogue, decoding, image_files, milvus_index
+from air_jax.models import encode, net_file
+from air_jax.models.net import Net
 from air_jax.runtime import sharding
-from air_jax.search.code_store import CodeStore
-from air_jax.search.stored_space import StoredCodes
+from air_jax.search.codes import Codes
+from air_jax.search.file_codes import FileCodes
 
 NET_FILE = "net.npz"
 SUMMARY_FILE = "index.json"
@@ -76,14 +75,14 @@ class ImageIndex:
     Attributes:
         about: {"kind": "images" or "vectors", "folder", "model", "generation", "dimension", "size",
             "fingerprint": of all that is published, "codes": what made the codes}.
-        store: the codes by position.
+        codes: of the images, by position.
         ids: [N] int64 by position.
 
     Raises:
         FileNotFoundError: it is no index, or nothing is published in it yet.
-        ValueError: a file of it is damaged, or of another version, or the codes in its store are
-            not those that it knows.
-        ConnectionError: the store cannot be reached.
+        ValueError: a file of it is damaged, or of another version, or the codes in its
+            Milvus collection are not those that it knows.
+        ConnectionError: Milvus cannot be reached.
     """
 
     def __init__(self, path: Path):
@@ -107,7 +106,7 @@ class ImageIndex:
                 f"{path} is not finished: run air_jax.index again, it continues"
             )
         self.about: dict[str, Any] = meta["published"]
-        self.store = self._open_store()
+        self.codes = self._open_codes()
         self._order = np.argsort(self.ids)
         self._sorted = self.ids[self._order]
         self._net: Net | None = None
@@ -115,22 +114,22 @@ class ImageIndex:
         if self.about["model"] is not None and not (path / NET_FILE).is_file():
             raise FileNotFoundError(f"{path / NET_FILE} is missing: it encodes uploads")
 
-    def _open_store(self) -> CodeStore | StoredCodes:
+    def _open_codes(self) -> Codes:
         if "store" in self.about:
-            return stored_index.open_codes(self.path, self.about, self.ids)
-        store = CodeStore(self.path / catalogue.codes_name(self.about["generation"]))
-        if len(store) != len(self.ids):
+            return milvus_index.open_codes(self.path, self.about, self.ids)
+        codes = FileCodes(self.path / catalogue.codes_name(self.about["generation"]))
+        if len(codes) != len(self.ids):
             raise ValueError(
-                f"{self.path}: {len(self.ids)} images in the catalogue, {len(store)} codes"
+                f"{self.path}: {len(self.ids)} images in the catalogue, {len(codes)} codes"
             )
-        return store
+        return codes
 
     def is_newest(self) -> bool:
         """Whether nothing was published since this was opened."""
         return catalogue.read_meta(self._database()).get("published") == self.about
 
     def position(self, image: int) -> int | None:
-        """Where an image is in the store; None if it is not in the index."""
+        """The position of an image; None if it is not in the index."""
         place = int(np.searchsorted(self._sorted, image))
         if place < len(self._sorted) and self._sorted[place] == image:
             return int(self._order[place])
@@ -145,14 +144,14 @@ class ImageIndex:
         unknown = [image for image in ids if self.position(image) is None]
         if unknown:
             raise ValueError(f"there is no image {unknown[0]} in the index")
-        found = {}
+        found: dict[int, Image] = {}
         for start in range(0, len(ids), IDS_OF_A_QUERY):
             part = ids[start : start + IDS_OF_A_QUERY]
             marks = ", ".join("?" * len(part))
             query = f"SELECT {_COLUMNS} FROM images WHERE id IN ({marks})"
             found |= {row[0]: _image(row) for row in self._database().execute(query, part)}
-        gone = ("(removed)", None, None, None, {})
-        return [found.get(image, Image(image, *gone)) for image in ids]
+        gone = Image(0, "(removed)", None, None, None, {})
+        return [found.get(image, gone._replace(id=image)) for image in ids]
 
     def find(self, text: str, limit: int) -> list[Image]:
         """Images by id ("17", "#17"), by path, then by a part of path or metadata."""

@@ -9,6 +9,7 @@ operands stay in cache.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 # Ours is the faster one on maps of at least so many positions, between layers of at least so many
 # channels; the table is in `benchmarks/NOTES.md`.
@@ -36,7 +37,7 @@ class Convolution(nnx.Module):
         side: int,
         *,
         kernel_init: nnx.Initializer,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         shape = (side, side, in_channels, out_channels)

@@ -9,19 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from air_jax.models.autoencoder import Net
+from air_jax.models.net import Net
 from air_jax.runtime import distributed, sharding
 from air_jax.runtime.progress import Progress
 
 AHEAD = 4  # batches
-
-
-def validate(batch: int, devices: int) -> None:
-    """Raise ValueError if batches of this size do not divide over the devices."""
-    if batch < 1 or batch % devices:
-        raise ValueError(
-            f"encode.batch={batch}: expected a positive multiple of the {devices} devices"
-        )
 
 
 def encode(
@@ -34,8 +26,8 @@ def encode(
         images: [N, S, S, C] uint8.
         mesh: each batch is split over its devices. Each of several processes encodes its share of
             the images, and gets the codes of all.
-        batch: images in one call, of all processes together; the last is padded, so there is one
-            compilation.
+        batch: images in one call, of all processes together, a multiple of the devices; the last
+            batch is padded, so there is one compilation.
         label: of the progress shown; None shows none.
 
     Returns:
@@ -121,13 +113,13 @@ def _map_batches(
 ) -> np.ndarray:
     """`function(net, *batches)` over equally long arrays, padded to whole batches.
 
-    `AHEAD` batches are under way while the result of the one before them is fetched: copies, both
-    ways, overlap with computation. Of several processes each does its share, on its own devices.
+    `AHEAD` batches are under way while the result of the batch before them is fetched: copies, both
+    ways, overlap with computation. Each of several processes does its share, on its own devices.
     """
     if mesh.size > len(mesh.local_devices):
-        parts, own = distributed.shares(*arrays), sharding.local(mesh)
+        shares, own = distributed.shares(*arrays), sharding.local(mesh)
         net, batch = sharding.on_own_devices(net, mesh), batch // distributed.processes()
-        done = _map_batches(function, net, parts, own, batch, label)
+        done = _map_batches(function, net, shares, own, batch, label)
         return distributed.gather(done, len(arrays[0]))
     size = len(arrays[0])
     results: list[np.ndarray] = []

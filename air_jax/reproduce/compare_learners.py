@@ -23,8 +23,8 @@ from air_jax.run import jobs
 from air_jax.run.work_directory import CONFIG_FILE
 from air_jax.runtime.atomic_files import read_checked_json, read_npz, write_json
 from air_jax.runtime.progress import say
-from air_jax.search import baselines, exact_search, metrics, scorers
-from air_jax.search.scorers import Space
+from air_jax.search import baselines, distances, metrics
+from air_jax.search.device_codes import DeviceCodes
 
 LABELS = ("database_label", "query_label")
 # What is tried for each learner; the others are compared as they are.
@@ -61,7 +61,7 @@ class Collection(NamedTuple):
         marks: in each.
     """
 
-    codes: Space
+    codes: DeviceCodes
     labels: np.ndarray
     queries: np.ndarray
     query_labels: np.ndarray
@@ -223,13 +223,13 @@ def run(
         validation: queries to choose constants by.
         rounds: of feedback.
         marks: images marked in each round.
-        metric: of the first retrieval, of `exact_search.METRICS`.
+        metric: of the first retrieval, of `distances.METRICS`.
 
     Raises:
         FileNotFoundError, ValueError: as `codes_of`.
     """
     held = codes_of(codes, of)
-    database, queried = exact_search.for_metric(metric, held["database"], held["query"])
+    database, queried = distances.for_metric(metric, held["database"], held["query"])
     labels, query_labels = held["database_label"], held["query_label"]
     inputs: dict[str, Any] = {
         "codes": hashlib.sha256(b"".join(held[key].tobytes() for key in held)).hexdigest(),
@@ -242,11 +242,11 @@ def run(
     results = KeptResults(out / "parts.json", inputs)
     asked = simulated_user.choose_queries(labels, validation, seed=0)
     rest = np.setdiff1d(np.arange(len(labels)), asked)
-    searched = scorers.make_space(database[rest])
+    searched = DeviceCodes(database[rest])
     drawn = Collection(searched, labels[rest], database[asked], labels[asked], rounds, marks)
     chosen = choose(drawn, results)
     kept = simulated_user.choose_queries(query_labels, queries, seed=0)
-    searched = scorers.make_space(database)
+    searched = DeviceCodes(database)
     held_out = Collection(searched, labels, queried[kept], query_labels[kept], rounds, marks)
     found = compare(held_out, chosen, results)
     best = winner(found)

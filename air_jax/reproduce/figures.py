@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from air_jax.models import autoencoder
+from air_jax.models.architecture import CONFIGURATIONS, configuration_name
 from air_jax.reproduce import claims, sweep
 from air_jax.reproduce.claims import Values
 from air_jax.reproduce.kept_results import KeptResults
@@ -21,8 +21,9 @@ from air_jax.run import pipeline
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import CODES_FILE, FEEDBACK_FOLDER, RETRIEVAL_FILE, stage_keys
 from air_jax.runtime.atomic_files import read_npz
-from air_jax.search import exact_search, metrics
+from air_jax.search import distances, full_ranking, metrics
 from air_jax.search.baselines import WITHOUT_NET
+from air_jax.search.device_codes import DeviceCodes
 
 BASELINES_FILE = "baselines.json"
 BEST_DEPTH = 40  # claim (a)
@@ -45,7 +46,7 @@ ByRound = dict[str, list[Values]]
 def variant(member: Member) -> str:
     """The paper's name for a member's net, and whether it is trained on corrupted input."""
     model, train = member.job.config.model, member.job.config.train
-    name = autoencoder.configuration_name(model.pool, model.skip, model.input_residual)
+    name = configuration_name(model.pool, model.skip, model.input_residual)
     return (name or OTHER) + (DENOISING if train.corruption != "none" else "")
 
 
@@ -131,7 +132,7 @@ def _figure3(job: Job, members: list[Member], entries: list[Entry]) -> dict[str,
         for net, own in seeds.items()
     ]
     # The paper's order, each denoising variant after the one on clean images.
-    names = (*autoencoder.CONFIGURATIONS, OTHER)
+    names = (*CONFIGURATIONS, OTHER)
     order = [name + suffix for name in names for suffix in ("", DENOISING)]
     nets.sort(key=lambda net: (net["depth"], order.index(net["configuration"])))
     return {"nets": nets, "claims": _claims_about_nets(aps, labels, job.config.sweep.depths)}
@@ -151,7 +152,7 @@ def _claims_about_nets(
 
     best = [
         ((configuration, BEST_DEPTH), (configuration, depth))
-        for configuration in autoencoder.CONFIGURATIONS
+        for configuration in CONFIGURATIONS
         for depth in depths
         if depth != BEST_DEPTH
     ]
@@ -303,9 +304,9 @@ def _choices(job: Job, members: list[Member], entries: list[Entry]) -> dict[str,
 def _standardised_ap(member: Member) -> np.ndarray:
     """Average precision [Q] by the metric "standardised"."""
     codes = read_npz(member.workdir / CODES_FILE)
-    items = exact_search.relevant_items(codes["query_label"], codes["database_label"])
-    database, queries = exact_search.for_metric("standardised", codes["database"], codes["query"])
-    ranks = exact_search.ranks_by_distance(exact_search.make_database(database), queries, items)
+    items = full_ranking.relevant_items(codes["query_label"], codes["database_label"])
+    database, queries = distances.for_metric("standardised", codes["database"], codes["query"])
+    ranks = full_ranking.ranks_by_distance(DeviceCodes(database), queries, items)
     return metrics.average_precision(ranks, len(database))
 
 

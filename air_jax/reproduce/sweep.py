@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from air_jax.models import autoencoder
+from air_jax.models.architecture import Architecture
 from air_jax.run import dry_run, jobs, pipeline
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import WorkDir
@@ -59,7 +59,7 @@ class Member(NamedTuple):
         return (
             steps
             * config.train.batch
-            * autoencoder.multiplications(**config.model, image_shape=shape)
+            * Architecture(**config.model, image_shape=shape).multiplications()
         )
 
 

@@ -1,7 +1,8 @@
 """One run: train, encode, retrieve, feedback, report.
 
 In: a config. Out: a work directory with a checkpoint, codes, rankings, `results.json` and pictures.
-`jobs` loads the data and checks the config, `pipeline` does the five stages, `work_directory` knows
-which of them are done, `report` says what they found, `net_file` keeps the trained net in one file.
+`config_checks` refuses a config that cannot work, `jobs` loads the data, `pipeline` does the five
+stages, `work_directory` knows which stages are done, `report` and `figures` say what the stages
+found, `dry_run` estimates memory and time, `trained_net` takes the net out of a run.
 Read `pipeline` first.
 """

@@ -6,13 +6,15 @@ from typing import NamedTuple
 import jax
 
 from air_jax.data.loaders import resident
-from air_jax.models import autoencoder
-from air_jax.models.autoencoder import count_parameters
+from air_jax.models.architecture import configuration_name
+from air_jax.models.net import count_parameters
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import WorkDir
 from air_jax.runtime import sharding
 from air_jax.runtime.progress import duration
-from air_jax.training import loop, sgd
+from air_jax.training import loop
+from air_jax.training.optimizer import make_optimizer
+from air_jax.training.step import Phase, compile_step, initial_state
 
 TIMED_STEPS = 2
 
@@ -40,12 +42,12 @@ def measure(job: Job) -> Measured:
     batch = config.train.batch
     steps = loop.count_steps(config.train, len(images))
     net = loop.new_net(config, images.shape[1:], *loop.channel_statistics(images), mesh)
-    state = sgd.initial_state(net, sgd.make_optimizer(config.train, steps), mesh)
-    whole = sgd.Phase(0, steps, None)
-    step, compile_seconds = sgd.compile_step(config, net, state, whole, images.shape[1:], mesh)
+    state = initial_state(net, make_optimizer(config.train, steps), mesh)
+    whole = Phase(0, steps, None)
+    step, compile_seconds = compile_step(config, net, state, whole, images.shape[1:], mesh)
     memory = step.memory_analysis()
-    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-    held += images.nbytes if resident(config.data.loader, images, mesh) else 0
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0
+    held += images.nbytes if resident(config.data.loader, images.nbytes, mesh) else 0
     pixels = sharding.put(images[:batch], sharding.by_rows(mesh))
     key = sharding.put(jax.random.key(0), sharding.replicated(mesh))
     state, _ = step(state, pixels, key)
@@ -75,7 +77,7 @@ def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
     per_call = loop.steps_per_call(config, job.dataset.images[positions], job.mesh)
     steps = loop.count_steps(config.train, count)
     model = config.model
-    name = autoencoder.configuration_name(model.pool, model.skip, model.input_residual)
+    name = configuration_name(model.pool, model.skip, model.input_residual)
     shape = "x".join(map(str, job.dataset.images.shape[1:]))
     reasons = {s: "not done yet" if anew else workdir.why_redo(s) for s in stages}
     lines = {

@@ -7,7 +7,7 @@ import numpy as np
 
 from air_jax.feedback import learners, simulated_user
 from air_jax.models import encode
-from air_jax.models.autoencoder import count_parameters
+from air_jax.models.net import count_parameters
 from air_jax.run import report
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import (
@@ -20,11 +20,13 @@ from air_jax.run.work_directory import (
 from air_jax.runtime import distributed
 from air_jax.runtime.atomic_files import hash_of, read_npz
 from air_jax.runtime.progress import say
-from air_jax.search import baselines, exact_search, metrics, scorers
+from air_jax.search import baselines, device_codes, distances, full_ranking, metrics
+from air_jax.search.device_codes import DeviceCodes
 from air_jax.training import loop
 from air_jax.training.checkpoints import CHECKPOINTS
 from air_jax.training.loop import MODEL_FILE
 
+SIMULATED_BY = ("rounds", "marks_per_round", "queries", "seed", "show")  # of `config.feedback`
 RECONSTRUCTED = 10  # queries whose reconstructions are kept for the report
 
 
@@ -89,8 +91,9 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
 
 def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     batch = job.config.encode.batch
-    steps = workdir.result("train")["steps"]
-    net = loop.load_net(job.config, workdir.path, job.mesh, steps)
+    trained = workdir.result("train")
+    assert trained, "stages are done in order"
+    net = loop.load_net(job.config, workdir.path, job.mesh, trained["steps"])
     images = np.concatenate([job.database_images(), job.query_images()])
     encode.encode(net, images[:batch], job.mesh, batch, label=None)  # compiles
     started = time.monotonic()
@@ -116,26 +119,26 @@ def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
 def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     codes = read_npz(workdir / CODES_FILE)
     labels = codes["query_label"]
-    items = exact_search.relevant_items(labels, codes["database_label"])
+    items = full_ranking.relevant_items(labels, codes["database_label"])
     size = len(codes["database"])
+    metric, precision = job.config.retrieval.metric, job.config.retrieval.precision
 
     def ranks_of(name: str, database_codes: np.ndarray, query_codes: np.ndarray) -> np.ndarray:
-        database = exact_search.make_database(database_codes)
+        database = DeviceCodes(database_codes)
         label = f"retrieve by {name}"
-        return exact_search.ranks_by_distance(
+        return full_ranking.ranks_by_distance(
             database, query_codes, items, label=label, precision=precision
         )
 
-    metric, precision = job.config.retrieval.metric, job.config.retrieval.precision
-    compared = exact_search.for_metric(metric, codes["database"], codes["query"])
+    compared = distances.for_metric(metric, codes["database"], codes["query"])
     # Compiles, so that the seconds below do not hold it.
-    prepared = exact_search.make_database(compared[0])
-    exact_search.ranks_by_distance(prepared, compared[1][:1], items[:1], precision=precision)
+    prepared = DeviceCodes(compared[0])
+    full_ranking.ranks_by_distance(prepared, compared[1][:1], items[:1], precision=precision)
     started = time.monotonic()
     ranks = ranks_of("codes", *compared)
     seconds = time.monotonic() - started
     kept = min(simulated_user.TOP, size)
-    _, top = exact_search.search(prepared, compared[1], kept, precision=precision)
+    _, top = device_codes.search(prepared, compared[1], kept, precision=precision)
     per_query = {"ap": metrics.average_precision(ranks, size)}
     result: dict[str, Any] = {
         "map": metrics.mean(per_query["ap"]),
@@ -149,11 +152,11 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     wanted = job.config.retrieval.baselines
     maps: dict[str, Any] = {}
     if "random" in wanted:
-        relevant = np.count_nonzero(items != exact_search.PADDING, axis=1)
+        relevant = np.count_nonzero(items != full_ranking.PADDING, axis=1)
         per_query["random_ap"] = metrics.random_average_precision(relevant, size)
     if "untrained" in wanted:
         untrained = codes["untrained_database"], codes["untrained_query"]
-        untrained = exact_search.for_metric(metric, *untrained)
+        untrained = distances.for_metric(metric, *untrained)
         ranks = ranks_of("the untrained net's codes", *untrained)
         per_query["untrained_ap"] = metrics.average_precision(ranks, size)
     for name in (n for n in baselines.WITHOUT_NET if n in wanted):
@@ -174,9 +177,9 @@ def baseline_ap(name: str, job: Job) -> np.ndarray:
     images = job.database_images(), job.query_images()
     say(f"retrieve: {name} codes of {len(images[0]):,} images")
     database, queries = baselines.codes(name, *images, job.config.model.code_dim)
-    items = exact_search.relevant_items(job.query_labels(), job.dataset.labels[job.database])
-    ranks = exact_search.ranks_by_distance(
-        exact_search.make_database(database), queries, items, label=f"retrieve by {name}"
+    items = full_ranking.relevant_items(job.query_labels(), job.dataset.labels[job.database])
+    ranks = full_ranking.ranks_by_distance(
+        DeviceCodes(database), queries, items, label=f"retrieve by {name}"
     )
     return metrics.average_precision(ranks, len(database))
 
@@ -187,31 +190,27 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     chosen = simulated_user.choose_queries(codes["query_label"], config.queries, config.seed)
     labels = codes["query_label"][chosen]
     metric = job.config.retrieval.metric
-    database, queries = exact_search.for_metric(metric, codes["database"], codes["query"])
-    space = scorers.make_space(database)
-    result, left = {}, []
-    for learner in config.learners:
-        # A file for each learner: an interrupted stage goes on with the next.
-        name = f"{FEEDBACK_FOLDER}/{learner}.npz"
-        made_from = hash_of(
-            [
-                workdir.state("encode"),
-                learners.parameters(learner),
-                [
-                    config.rounds,
-                    config.marks_per_round,
-                    config.queries,
-                    config.seed,
-                    config.show,
-                    metric,
-                ],
-            ]
-        )
-        simulation = _load_simulation(workdir, name, made_from)
-        if not distributed.from_first(lambda held=simulation: held is not None):
-            simulation = simulated_user.simulate(
+    database, queries = distances.for_metric(metric, codes["database"], codes["query"])
+    searched = DeviceCodes(database)
+    encoded, settings = workdir.state("encode"), [config[key] for key in SIMULATED_BY]
+    # A file for each learner: an interrupted stage goes on with the next.
+    names = {learner: f"{FEEDBACK_FOLDER}/{learner}.npz" for learner in config.learners}
+    made_from = {
+        learner: hash_of([encoded, learners.parameters(learner), [*settings, metric]])
+        for learner in names
+    }
+    kept = {
+        learner: found
+        for learner, name in names.items()
+        if (found := _load_simulation(workdir, name, made_from[learner]))
+    }
+    waiting = distributed.from_first(lambda: [learner for learner in names if learner not in kept])
+    result = {}
+    for learner, name in names.items():
+        if learner in waiting:
+            kept[learner] = simulated_user.simulate(
                 learner,
-                space,
+                searched,
                 queries[chosen],
                 labels,
                 codes["database_label"],
@@ -220,15 +219,19 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
                 seed=config.seed,
                 show=config.show,
             )
-            workdir.write_npz(name, made_from=made_from, query=chosen, **simulation._asdict())
-        left.append(name)
+            workdir.write_npz(
+                name,
+                made_from=np.array(made_from[learner]),
+                query=chosen,
+                **kept[learner]._asdict(),
+            )
         result[learner] = {
             "params": learners.parameters(learner),
             "marks_per_round": config.marks_per_round,
             "queries": len(chosen),
-            "rounds": simulated_user.summarise(simulation, labels),
+            "rounds": simulated_user.summarise(kept[learner], labels),
         }
-    return result, left
+    return result, [*names.values()]
 
 
 def _load_simulation(

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from air_jax.models import autoencoder
+from air_jax.models.architecture import configuration_name
 from air_jax.run import figures
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import (
@@ -85,7 +85,7 @@ def _results(job: Job, workdir: WorkDir, found: dict[str, Any]) -> dict[str, Any
             "split": config.data.split,
         },
         "model": {
-            "name": autoencoder.configuration_name(model.pool, model.skip, model.input_residual),
+            "name": configuration_name(model.pool, model.skip, model.input_residual),
             "depth": model.depth,
             "width": model.width,
             "pool": model.pool,

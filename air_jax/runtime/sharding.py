@@ -89,10 +89,5 @@ def by_rows(mesh: Mesh) -> NamedSharding:
 
 
 def by_columns(mesh: Mesh) -> NamedSharding:
-    """The second axis split over the devices: batches of several nets trained together."""
+    """The second axis split over the devices: the batches of several steps."""
     return NamedSharding(mesh, PartitionSpec(None, "data"))
-
-
-def of_steps(sharding: NamedSharding) -> NamedSharding:
-    """The same with an axis for several steps before it, which is not split."""
-    return NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))

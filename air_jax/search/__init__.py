@@ -1,8 +1,8 @@
-"""Codes, and the ranking of a database.
+"""Codes, and the ranking of a database by them.
 
-In: codes [N, D] float32, and scorers: what gives each code a score. Out: the best positions, the
-ranks of the relevant images, and metrics of them. Codes lie on the device, in a file, or in Milvus.
-`exact_search` has the distances and ranks, `scorers` and `kernel_machines` the scores, `metrics`
-average precision,
-`baselines` the codes that need no net. Read `exact_search` first.
+In: codes [N, D] float32, and scorers, which give each code a score. Out: the best images, the ranks
+of the relevant ones, and metrics of these ranks. `codes` is the protocol of all codes; they lie on
+the device (`device_codes`), in a folder (`file_codes`) or in Milvus (`milvus_codes`, which asks a
+`milvus_collection`). `scorers` and `distances` give the scores, `full_ranking` the ranks, `metrics`
+average precision, `baselines` the codes that need no net. Read `codes` first.
 """

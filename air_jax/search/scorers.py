@@ -1,19 +1,31 @@
-"""What a learner makes of marks: a scorer, which gives any code a score, higher being better.
+"""Scorers: what a learner makes of marks. A scorer gives any code a score, higher being better.
 
-Scorers of B queries are pytrees of arrays whose first axis is B. They take codes with the
-database's mean off, and know its deviation where they need it, so that they score a database on the
-device, one that is streamed from disk, or a single new image alike.
+Scorers of B rankings are pytrees of arrays whose first axis is B. They take centred codes, and the
+deviation of the database where they need it, so that they score a database on the device, one on
+disk, or a single new image alike. Section III.2: the database is ranked by the signed distance to
+the hyperplane of a machine, which orders images as the decision value does.
 """
 
+import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from air_jax.search import exact_search, kernel_machines
-from air_jax.search.exact_search import Database
+from air_jax.search.distances import negative_distances
+
+TILE = 2048  # codes, at least, whose distances to all samples are held at once
+DISTANCES = 2**18  # so many distances are held if the samples are few
+CORES = os.cpu_count() or 1
+# A session's marks grow by a few a round, and every number of samples is compiled for: it is
+# rounded up.
+SAMPLES = (16, 32, 48, 64, 96, 128, 192)
+OUTSIDE = -1  # the position of a sample that is not in the database
 
 
 class Near(NamedTuple):
@@ -38,6 +50,24 @@ class Linear(NamedTuple):
     intercept: np.ndarray
 
 
+class Machine(NamedTuple):
+    """Fitted machines, any number along the first axis.
+
+    f(x) = sum_s coefficient_s K(support_s, x) + intercept, positive for relevant.
+
+    Attributes:
+        support: [B, M, D] float32, the samples they were fitted on.
+        coefficients: [B, M] float32, label times multiplier; 0 for samples that do not count.
+        intercept: [B] float32.
+        gamma: [B] float32 of the RBF kernel; unused by the linear one.
+    """
+
+    support: np.ndarray
+    coefficients: np.ndarray
+    intercept: np.ndarray
+    gamma: np.ndarray
+
+
 class Kernel(NamedTuple):
     """The decision value of an RBF machine, of standardised codes.
 
@@ -47,7 +77,7 @@ class Kernel(NamedTuple):
             that machines have in common are compared with the database once.
     """
 
-    machines: kernel_machines.Machine
+    machines: Machine
     positions: np.ndarray
 
 
@@ -66,8 +96,6 @@ class Mixture(NamedTuple):
 
 
 Scorer = Near | Linear | Kernel | Mixture
-OUTSIDE = -1
-SMALLEST_DEVIATION = 1e-12
 # What is shown first: the scores it is the highest of.
 SHOW: dict[str, Callable[[jax.Array], jax.Array]] = {
     "best": lambda scores: scores,
@@ -76,107 +104,142 @@ SHOW: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-class Space(NamedTuple):
-    """A database on the device: without labels.
-
-    Attributes:
-        database: codes as the Baseline measures distances on them.
-        standardised: [N, D] float32, the same with unit variance in each dimension, for SVMs.
-        norms: [N] float32, the squared lengths of those.
-        scale: [D] float32, the deviations that they were divided by.
-        covariance: [D, D] float32 of the codes.
-    """
-
-    database: Database
-    standardised: jax.Array
-    norms: jax.Array
-    scale: np.ndarray
-    covariance: np.ndarray
-
-    def size(self) -> int:
-        return len(self.standardised)
-
-    def centred(self, positions: np.ndarray) -> np.ndarray:
-        """Codes of database positions [...], the mean taken off: [..., D] float32."""
-        return np.asarray(self.database.codes)[positions]
-
-    def best_unmarked(
-        self, scorer: Scorer, marked: np.ndarray, count: int, show: str = "best"
-    ) -> np.ndarray:
-        """The first `count` images, but for `marked` [B, M], of `SHOW`: positions [B, count]."""
-        return np.asarray(
-            exact_search.best_unmarked(SHOW[show](scores(self, scorer)), marked, count)
-        )
-
-
-def make_space(codes: np.ndarray) -> Space:
-    """Put database codes [N, D] on the device; raises as `exact_search.make_database`."""
-    database = exact_search.make_database(codes)
-    products = jnp.matmul(database.codes.T, database.codes, precision="highest")
-    covariance = np.asarray(products) / len(codes)
-    scale = deviation_of(covariance)
-    standardised = database.codes / scale
-    norms = jnp.sum(standardised**2, axis=1)
-    return Space(database, standardised, norms, scale, covariance)
-
-
-def deviation_of(covariance: np.ndarray) -> np.ndarray:
-    """The deviation of each dimension, [D] of [D, D]; 1 where it is constant."""
-    deviation = np.sqrt(np.diag(covariance))
-    return np.where(deviation > SMALLEST_DEVIATION, deviation, 1).astype(np.float32)
-
-
-def scores(space: Space, scorer: Scorer) -> jax.Array:
-    """Scores [B, N] of the whole database."""
-    match scorer:
-        case Near(points):
-            return exact_search.negative_distances(jnp.asarray(points), space.database)
-        case Kernel() if jax.default_backend() == "cpu":
-            return _shared_decisions(space, scorer)
-        case Mixture(kernel, near, weights):
-            parts = scores(space, kernel), scores(space, near)
-            return weights[:, :1] * parts[0] + weights[:, 1:] * parts[1]
-        case _:
-            return _scores_of_standardised(scorer, space.standardised)
-
-
 @jax.jit
-def of_codes(scorer: Scorer, centred: jax.Array, scale: jax.Array) -> jax.Array:
-    """Scores [B, n] of any codes [n, D], the database's mean off; `scale` [D] is its deviation."""
+def of_codes(scorer: Scorer, centred: jax.Array, deviation: jax.Array) -> jax.Array:
+    """Scores [B, n] of centred codes [n, D]; `deviation` [D] is the database's."""
     match scorer:
         case Near(points) if len(points) == 1:
-            return -kernel_machines.squared_lengths(centred - points)[None]
+            return -squared_lengths(centred - points)[None]
         case Near(points):
-            lengths = kernel_machines.squared_lengths(centred)
-            return exact_search.negative_distances(points, Database(centred, lengths, points[0]))
+            return negative_distances(points, centred, squared_lengths(centred))
         case Mixture(kernel, near, weights):
-            parts = of_codes(kernel, centred, scale), of_codes(near, centred, scale)
+            parts = of_codes(kernel, centred, deviation), of_codes(near, centred, deviation)
             return weights[:, :1] * parts[0] + weights[:, 1:] * parts[1]
         case _:
-            return _scores_of_standardised(scorer, centred / scale)
+            return of_standardised(scorer, centred / deviation)
 
 
 @jax.jit
-def _scores_of_standardised(scorer: Linear | Kernel, codes: jax.Array) -> jax.Array:
+def of_standardised(scorer: Linear | Kernel, codes: jax.Array) -> jax.Array:
+    """Scores [B, n] of standardised codes [n, D]."""
     if isinstance(scorer, Kernel):
-        return kernel_machines.rbf_decisions(scorer.machines, codes)
+        return rbf_decisions(scorer.machines, codes)
     products = jnp.matmul(scorer.weights, codes.T, precision="highest")
     return products + scorer.intercept[:, None]
 
 
-def _shared_decisions(space: Space, kernel: Kernel) -> jax.Array:
-    """Decision values [B, N], on a CPU: sessions mark many of the same images."""
-    positions, support = kernel.positions, kernel.machines.support
-    outside = positions == OUTSIDE
-    used, places = np.unique(np.where(outside, 0, positions), return_inverse=True)
-    places = places.reshape(positions.shape)
-    places[outside] = len(used) + np.arange(np.count_nonzero(outside))
-    rows = np.concatenate([np.asarray(space.standardised)[used], support[outside]])
-    return jnp.asarray(
-        kernel_machines.rbf_decisions_of_shared(
-            rows, places, kernel.machines, space.standardised, space.norms
-        )
+def linear_weights(machines: Machine) -> np.ndarray:
+    """Normals [B, D] of the hyperplanes of B linear machines: f(x) = normal . x + intercept."""
+    return np.matmul(machines.coefficients[:, None], machines.support)[:, 0]
+
+
+@jax.jit
+def rbf_decisions(machines: Machine, codes: jax.Array) -> jax.Array:
+    """Decision values [B, N] of B RBF machines for codes [N, D], one machine at a time."""
+    norms = squared_lengths(codes)
+
+    def decide(machine: Machine) -> jax.Array:
+        products = jnp.matmul(machine.support, codes.T, precision="highest")
+        distances = jnp.sum(machine.support**2, axis=1)[:, None] - 2 * products + norms
+        kernel = jnp.exp(-machine.gamma * jnp.maximum(distances, 0))
+        values = jnp.matmul(machine.coefficients, kernel, precision="highest")
+        return values + machine.intercept
+
+    return jax.lax.map(decide, machines)
+
+
+def squared_lengths(codes: jax.Array) -> jax.Array:
+    """[N] of codes [N, D]. As a product: on a CPU XLA takes three times as long to sum rows."""
+    return jnp.matmul(codes**2, jnp.ones(codes.shape[1], codes.dtype), precision="highest")
+
+
+def rbf_decisions_of_shared(
+    rows: np.ndarray,
+    places: np.ndarray,
+    machines: Machine,
+    codes: np.ndarray,
+    norms: np.ndarray,
+) -> np.ndarray:
+    """As `rbf_decisions`, on a CPU, of machines that have samples in common.
+
+    Distances of all samples to a tile of the codes are taken once; each machine picks its rows.
+    NumPy does that: XLA picks rows four times slower (`benchmarks/NOTES.md`).
+
+    Args:
+        rows: [U, D] float32, the different samples.
+        places: [B, M] int32, which of them each machine's samples are.
+        machines: their `support` is not used.
+        codes: [N, D] float32.
+        norms: [N] float32, their squared lengths.
+    """
+    counts = machines.coefficients != 0  # about half of them
+    used, place_of = np.unique(places[counts], return_inverse=True)
+    ends = np.cumsum(counts.sum(axis=1))[:-1]
+    supports = [
+        *zip(np.split(place_of, ends), np.split(machines.coefficients[counts], ends), strict=True)
+    ]
+    rows, codes, norms = np.asarray(rows)[used], np.asarray(codes), np.asarray(norms)
+    # Distances as one product: (-2 r, |r|^2, 1) . (c, 1, |c|^2).
+    lengths = np.einsum("ud,ud->u", rows, rows)[:, None]
+    left = np.concatenate([-2 * rows, lengths, np.ones_like(lengths)], axis=1)
+    values = np.empty((len(places), len(codes)), np.float32)
+    size = max(TILE, DISTANCES // max(len(rows), 1))
+
+    def decide(starts: np.ndarray) -> None:
+        # Written over for every tile: fresh memory costs as much as the product.
+        all_distances = np.empty((len(rows), size), np.float32)
+        right = np.ones((size, left.shape[1]), np.float32)
+        for start in starts:
+            tile = slice(start, start + size)
+            count = len(codes[tile])
+            right[:count, : codes.shape[1]] = codes[tile]
+            right[:count, -1] = norms[tile]
+            distances = all_distances[:, :count] if count == size else None
+            distances = np.matmul(left, right[:count].T, out=distances)
+            kernels = np.empty((places.shape[1], count), np.float32)
+            for b, (place, coefficients) in enumerate(supports):
+                kernel = kernels[: len(place)]
+                np.take(distances, place, axis=0, out=kernel, mode="clip")
+                np.multiply(kernel, -machines.gamma[b], out=kernel)
+                np.exp(kernel, out=kernel)
+                np.add(coefficients @ kernel, machines.intercept[b], out=values[b, tile])
+
+    starts = np.arange(0, len(codes), size)
+    # The cores are taken by our threads: BLAS's own would wait for each other.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(decide, [starts[core::CORES] for core in range(CORES)]))
+    return values
+
+
+def without_idle_samples(scorer: Scorer) -> Scorer:
+    """The same scores from fewer samples: those of machines whose coefficient is not zero.
+
+    As many are kept of each machine, and their number is one of `SAMPLES` or a multiple of the
+    last: it is part of the shape that is compiled for.
+    """
+    match scorer:
+        case Mixture(kernel):
+            return scorer._replace(kernel=_without_idle_samples(kernel))
+        case Kernel():
+            return _without_idle_samples(scorer)
+        case _:
+            return scorer
+
+
+def _without_idle_samples(scorer: Kernel) -> Kernel:
+    coefficients = scorer.machines.coefficients
+    most = int((coefficients != 0).sum(axis=1).max(initial=1))
+    count = next((n for n in SAMPLES if n >= most), SAMPLES[-1] * math.ceil(most / SAMPLES[-1]))
+    kept = np.argsort(coefficients == 0, axis=1, kind="stable")[:, :count]
+    missing = max(0, count - coefficients.shape[1])
+    coefficients = np.take_along_axis(coefficients, kept, axis=1)
+    support = np.take_along_axis(scorer.machines.support, kept[:, :, None], axis=1)
+    positions = np.take_along_axis(scorer.positions, kept, axis=1)
+    machines = scorer.machines._replace(
+        coefficients=np.pad(coefficients, ((0, 0), (0, missing))),
+        support=np.pad(support, ((0, 0), (0, missing), (0, 0))),
     )
+    return Kernel(machines, np.pad(positions, ((0, 0), (0, missing)), constant_values=OUTSIDE))
 
 
 def to_arrays(scorer: Scorer) -> dict[str, np.ndarray]:

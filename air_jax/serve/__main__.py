@@ -140,11 +140,11 @@ def _warm_up(service: object) -> None:
     from air_jax.feedback.engine import DEFAULT_LEARNER
 
     engine = service.searcher.engine  # type: ignore[attr-defined]
-    store = engine.store
-    query, count = store.get(np.int64(0)), min(60, len(store))
+    codes = engine.codes
+    query, count = codes.get(np.int64(0)), min(60, len(codes))
     engine.first(query, count)
-    some = np.arange(min(4, len(store)))
-    none = np.zeros((0, store.dimension), np.float32)
+    some = np.arange(min(4, len(codes)))
+    none = np.zeros((0, codes.dimension), np.float32)
     engine.next_round(DEFAULT_LEARNER, query, none, some, some % 2 == 0, count)
 
 

@@ -9,8 +9,6 @@ import numpy as np
 
 from air_jax.feedback.engine import Engine, Found
 from air_jax.index.image_index import ImageIndex
-from air_jax.search.code_store import CodeStore
-from air_jax.search.stored_space import StoredCodes
 from air_jax.serve.sessions import Round, Session
 
 MOST_SHOWN = 1000
@@ -26,13 +24,10 @@ class Searcher:
 
     def __init__(self, index: ImageIndex):
         self.index = index
-        self.engine = Engine(index.store)
+        self.codes = index.codes
+        self.engine = Engine(self.codes)
         # A search uses all cores: two at once would each take twice as long.
         self._one_at_a_time = threading.Lock()
-
-    @property
-    def store(self) -> CodeStore | StoredCodes:
-        return self.index.store
 
     def first_round(self, session: Session, code_of: CodeOf, count: int) -> Round:
         """Round 0: random images, or those nearest to the query, without its own images.
@@ -45,7 +40,7 @@ class Searcher:
         Raises:
             ValueError: count is out of range, or an image of the query is not in the index.
         """
-        settings = {"learner": None, "show": "best", "hide_judged": True}
+        settings: dict[str, Any] = {"learner": None, "show": "best", "hide_judged": True}
         blank = Round(0, **settings, count=count, seed=session.seed, marks=[], uploads=[],
                       images=[], scores=[], learnt=True, certain=True, seconds=0.0)  # fmt: skip
         return self.repeat(session, blank, code_of)
@@ -120,7 +115,7 @@ class Searcher:
             if session.random:
                 raise ValueError("a random start has no ranking: mark images, go to a next round")
             codes = np.concatenate(
-                [self.store.get(own), self._codes(tokens, code_of)], dtype=np.float32
+                [self.codes.get(own), self._codes(tokens, code_of)], dtype=np.float32
             )
             with self._one_at_a_time:
                 return self.engine.first(codes.mean(axis=0), self._count(made.count), own)
@@ -130,7 +125,7 @@ class Searcher:
             query = code_of(tokens[0])
             examples.remove(tokens[0])
         elif single:
-            query = self.store.get(own[0])
+            query = self.codes.get(own[0])
         said = {} if single else {int(position): True for position in own}
         # An image that has left the index since can teach nothing.
         for image, relevant in made.marks:
@@ -153,15 +148,15 @@ class Searcher:
             )
 
     def _count(self, count: int) -> int:
-        return min(count, len(self.store))
+        return min(count, len(self.codes))
 
     def _random(self, seed: int, count: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
-        return rng.choice(len(self.store), self._count(count), replace=False)
+        return rng.choice(len(self.codes), self._count(count), replace=False)
 
     def _codes(self, tokens: list[str], code_of: CodeOf) -> np.ndarray:
         codes = [code_of(token) for token in tokens]
-        return np.array(codes, np.float32).reshape(len(codes), self.store.dimension)
+        return np.array(codes, np.float32).reshape(len(codes), self.codes.dimension)
 
     def _position(self, image: int) -> int:
         position = self.index.position(image)

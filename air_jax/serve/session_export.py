@@ -64,7 +64,7 @@ def as_csv(session: Session, index: ImageIndex) -> str:
 def model_arrays(found: Found, index: ImageIndex) -> dict[str, np.ndarray]:
     """The ranking of a round as arrays: `scorers.to_arrays`, and the codes' mean and deviation."""
     arrays = scorers.to_arrays(found.scorer)
-    return arrays | {"mean": index.store.mean, "deviation": index.store.deviation}
+    return arrays | {"mean": index.codes.mean, "deviation": index.codes.deviation}
 
 
 def _harmless(text: str) -> str:

@@ -113,15 +113,15 @@ class Checkpoints:
             ValueError: all are damaged, or they hold another net.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
-        errors = []
+        errors: list[ValueError] = []
         for step in steps:
             try:
                 restored = self.restore(step, like)
             except ValueError as error:
                 errors.append(error)
                 continue
-            for damaged, error in zip(steps, errors, strict=False):
-                say(f"{error}; going on from the one of step {step:,} before it")
+            for damaged, found in zip(steps, errors, strict=False):
+                say(f"{found}; going on from the one of step {step:,} before it")
                 self._set_aside(damaged)
             return restored
         if errors:

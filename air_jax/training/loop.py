@@ -1,15 +1,13 @@
 """Unsupervised training of an autoencoder by SGD (paper, section III.1, "Training parameters")."""
 
 import contextlib
-import importlib.util
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
@@ -17,31 +15,22 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from air_jax.data.loaders import make_loader, resident
-from air_jax.models import autoencoder
-from air_jax.models.autoencoder import Net
+from air_jax.models.architecture import Architecture
+from air_jax.models.autoencoder import Autoencoder
+from air_jax.models.net import Net, make_net, parameter_names
 from air_jax.runtime import distributed, sharding, signals
 from air_jax.runtime.atomic_files import read_checked_json, write_checked_json
 from air_jax.runtime.progress import Progress, duration, say
 from air_jax.training.checkpoints import CHECKPOINTS, Checkpoints
+from air_jax.training.optimizer import learning_rate, make_optimizer
 from air_jax.training.profiling import PROFILE, Profile
-from air_jax.training.sgd import (
-    Phase,
-    TrainState,
-    compile_step,
-    initial_state,
-    learning_rate,
-    make_optimizer,
-    parameter_names,
-)
-from air_jax.training.training_log import GRADIENTS_FILE, METRICS_FILE, NonFiniteError, TrainingLog
+from air_jax.training.step import Phase, TrainState, compile_step, initial_state
+from air_jax.training.training_log import NonFiniteError, TrainingLog
 
 MODEL_FILE = "model.json"  # image shape and pixel statistics, beside the checkpoints
 SCHEDULES = ("joint", "greedy")
-LR_SCHEDULES = ("constant", "cosine")
 DTYPES = ("float32", "bfloat16")
-CORRUPTIONS = ("none", "mask", "noise")
 STEPS_BEFORE_ESTIMATE = 10
-MOST_STEPS = 2**31 - 1  # they are counted in an int32
 
 
 class TrainResult(NamedTuple):
@@ -50,8 +39,7 @@ class TrainResult(NamedTuple):
     Attributes:
         net: the trained net.
         steps: steps done in all.
-        seconds: spent on them, those of earlier runs that were resumed included, compiling not;
-            nets trained together share them.
+        seconds: spent on the steps, also in earlier runs that were resumed; without compiling.
         compile_seconds: of compiling the step, once for each phase and each run.
     """
 
@@ -59,82 +47,6 @@ class TrainResult(NamedTuple):
     steps: int
     seconds: float
     compile_seconds: float
-
-
-def validate(config: ml_collections.ConfigDict, training_images: int, devices: int) -> None:
-    """Raise ValueError, naming the key, if nothing can be trained by `config.train`."""
-    train = config.train
-    for key, known in (
-        ("schedule", SCHEDULES),
-        ("lr_schedule", LR_SCHEDULES),
-        ("dtype", DTYPES),
-        ("corruption", CORRUPTIONS),
-    ):
-        if train[key] not in known:
-            raise ValueError(f"train.{key}={train[key]!r}: expected one of {', '.join(known)}")
-    for key in ("epochs", "batch", "steps_per_batch"):
-        if train[key] < 1:
-            raise ValueError(f"train.{key}={train[key]}: expected at least 1")
-    if not (math.isfinite(train.learning_rate) and train.learning_rate > 0):
-        raise ValueError(f"train.learning_rate={train.learning_rate}: expected a positive number")
-    if not 0 <= train.momentum < 1:
-        raise ValueError(f"train.momentum={train.momentum}: expected from 0 to below 1")
-    for key in (
-        "weight_decay",
-        "clip_norm",
-        "warmup_steps",
-        "corruption_amount",
-        "steps_per_call",
-    ):
-        if not train[key] >= 0:
-            raise ValueError(f"train.{key}={train[key]}: expected 0 or more")
-    if (train.corruption == "none") != (train.corruption_amount == 0):
-        raise ValueError(
-            f"train.corruption={train.corruption!r} with "
-            f"train.corruption_amount={train.corruption_amount}: expected both or neither"
-        )
-    if train.corruption == "mask" and train.corruption_amount >= 1:
-        raise ValueError(
-            f"train.corruption_amount={train.corruption_amount}: with corruption 'mask' it is "
-            "the masked share of the image, below 1"
-        )
-    for key in ("every_steps", "checkpoint_steps"):
-        if config.log[key] < 1:
-            raise ValueError(f"log.{key}={config.log[key]}: expected at least 1")
-    if config.seed < 0:
-        raise ValueError(f"seed={config.seed}: expected 0 or more")
-    if config.log.tensorboard and importlib.util.find_spec("tensorboardX") is None:
-        raise ValueError(
-            "log.tensorboard=True needs tensorboardX: pip install 'air_jax[tensorboard]'"
-        )
-    if not 0 < train.greedy_share < 1:
-        raise ValueError(
-            f"train.greedy_share={train.greedy_share}: expected above 0 and below 1; the other "
-            "steps fine-tune the whole net"
-        )
-    if train.batch % devices:
-        raise ValueError(
-            f"train.batch={train.batch} does not divide over {devices} devices; "
-            f"the nearest that does is {max(1, round(train.batch / devices)) * devices}"
-        )
-    if train.batch > training_images:
-        raise ValueError(
-            f"train.batch={train.batch} is larger than the training set of {training_images} "
-            "images (data.queries_per_class, data.keep_database_per_class and data.train_images "
-            "say of how many)"
-        )
-    if count_steps(train, training_images) > MOST_STEPS:
-        raise ValueError(
-            f"train.epochs={train.epochs}, train.steps_per_batch={train.steps_per_batch}: "
-            f"{count_steps(train, training_images):,} steps; expected {MOST_STEPS:,} at most"
-        )
-    pairs = config.model.depth // 2 + 1
-    steps = int(count_steps(train, training_images) * train.greedy_share)
-    if train.schedule == "greedy" and steps < pairs:
-        raise ValueError(
-            f"train.schedule='greedy': {steps} steps (train.greedy_share={train.greedy_share} of "
-            f"all) are too few for the {pairs} pairs of layers, one step each at least"
-        )
 
 
 def count_steps(train: ml_collections.ConfigDict, training_images: int) -> int:
@@ -152,7 +64,7 @@ def steps_per_call(config: ml_collections.ConfigDict, images: np.ndarray, mesh: 
     if config.train.steps_per_call:
         return config.train.steps_per_call
     on_cpu = mesh.devices.flat[0].platform == "cpu"
-    if on_cpu or not resident(config.data.loader, images, mesh):
+    if on_cpu or not resident(config.data.loader, images.nbytes, mesh):
         return 1
     epoch = len(images) // config.train.batch * config.train.steps_per_batch
     return min(epoch, config.log.checkpoint_steps)
@@ -169,15 +81,15 @@ def plan_phases(train: ml_collections.ConfigDict, depth: int, training_images: i
         return [Phase(0, total, None)]
     pairs = depth // 2 + 1
     bounds = [int(total * train.greedy_share) * pair // pairs for pair in range(pairs + 1)]
-    phases = [Phase(*bounds[pair - 1 : pair + 1], pair) for pair in range(1, pairs + 1)]
+    phases = [Phase(bounds[pair - 1], bounds[pair], pair) for pair in range(1, pairs + 1)]
     return [*phases, Phase(bounds[-1], total, None)]
 
 
 def new_net(
     config: ml_collections.ConfigDict,
     image_shape: tuple[int, int, int],
-    mean: np.ndarray,
-    std: np.ndarray,
+    mean: np.ndarray | jax.Array,
+    std: np.ndarray | jax.Array,
     mesh: Mesh,
 ) -> Net:
     """An untrained net as `config.model`, `config.train.dtype` and `config.seed` say.
@@ -189,14 +101,13 @@ def new_net(
         std: [C] likewise.
         mesh: each of its devices gets a copy.
     """
-    model = autoencoder.Autoencoder(
-        **config.model,
-        image_shape=image_shape,
-        dtype=jnp.dtype(config.train.dtype),
+    model = Autoencoder(
+        Architecture(**config.model, image_shape=image_shape),
         remat=config.train.remat,
+        dtype=config.train.dtype,
         rngs=nnx.Rngs(config.seed),
     )
-    return sharding.put(autoencoder.make_net(model, mean, std), sharding.replicated(mesh))
+    return sharding.put(make_net(model, mean, std), sharding.replicated(mesh))
 
 
 def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -223,215 +134,201 @@ def train(
     checkpoint is saved only after the losses and gradient norms of all its steps were seen finite.
 
     Args:
-        config: the run's; `seed`, `model`, `train`, `data.loader`, `log` and `profile` are
-            read.
+        config: the run's, as `run.config_checks` lets pass; `seed`, `model`, `train`,
+            `data.loader`, `log` and `profile` are read.
         images: the training images [N, S, S, C] uint8.
         mesh: devices to train on.
         directory: the run's.
 
     Raises:
-        ValueError: the config and the images do not fit, or a checkpoint is damaged.
+        ValueError: all checkpoints are damaged, or of another net.
         NonFiniteError: the loss or gradient became NaN or infinite.
         OSError: a checkpoint or log cannot be written.
         KeyboardInterrupt: by Ctrl-C or SIGTERM, after saving a checkpoint.
     """
-    return train_together(config, images, mesh, {config.seed: directory})[0]
-
-
-def train_together(
-    config: ml_collections.ConfigDict,
-    images: np.ndarray,
-    mesh: Mesh,
-    directories: dict[int, Path],
-) -> list[TrainResult]:
-    """Train several seeds of a net at once, each as `train` would alone, in one step (`vmap`).
-
-    Args:
-        config: all of them have it, but for the seed.
-        images: as for `train`.
-        mesh: as for `train`.
-        directories: by seed. Their newest checkpoints must be of the same step.
-
-    Raises:
-        As `train`, and ValueError if their checkpoints are of different steps. If one becomes
-        non-finite all of them stop; those before have their checkpoints.
-    """
-    validate(config, len(images), mesh.size)
-    batch, together = config.train.batch, len(directories)
     phases = plan_phases(config.train, config.model.depth, len(images))
     total_steps = phases[-1].end
-    image_shape = images.shape[1:]
     mean, std = channel_statistics(images)
-    nets, states = [], []
-    for seed, directory in directories.items():
-        seeded = config.copy_and_resolve_references()
-        with seeded.unlocked():
-            seeded.seed = seed
-        nets.append(new_net(seeded, image_shape, mean, std, mesh))
-        states.append(initial_state(nets[-1], make_optimizer(config.train, total_steps), mesh))
-        if distributed.is_first():
-            write_checked_json(
-                directory / MODEL_FILE,
-                {"image_shape": list(image_shape), "mean": mean.tolist(), "std": std.tolist()},
-            )
-    step, info = 0, {"seconds": 0.0, "compile_seconds": 0.0}
-    windows: list[list[list[float]]] = [[] for _ in directories]
-
-    with contextlib.ExitStack() as stack:
-        checkpoints = [
-            stack.enter_context(Checkpoints(directory / CHECKPOINTS))
-            for directory in directories.values()
-        ]
-        pairs = zip(checkpoints, states, strict=True)
-        restored = [own.restore_newest(like=state) for own, state in pairs]
-        newest = {one and one.step for one in restored}
-        if len(newest) > 1:
-            raise ValueError(f"checkpoints of steps {newest}: these seeds cannot go on together")
-        if restored[0] is not None:
-            states = [one.state for one in restored]
-            step, info = restored[0].step, restored[0].info
-            windows = [one.info.pop("window", []) for one in restored]
+    net = new_net(config, images.shape[1:], mean, std, mesh)
+    if distributed.is_first():
+        write_checked_json(
+            directory / MODEL_FILE,
+            {"image_shape": list(images.shape[1:]), "mean": mean.tolist(), "std": std.tolist()},
+        )
+    state = initial_state(net, make_optimizer(config.train, total_steps), mesh)
+    step = 0
+    info: dict[str, Any] = {"seconds": 0.0, "compile_seconds": 0.0}
+    with Checkpoints(directory / CHECKPOINTS) as checkpoints:
+        if found := checkpoints.restore_newest(like=state):
+            step, state, info = found
             say(f"train: going on from the checkpoint of step {step:,} of {total_steps:,}")
-
-        def results() -> list[TrainResult]:
-            return [
-                TrainResult(net._replace(params=own.params, stats=own.stats), total_steps, **info)
-                for net, own in zip(nets, _apart(state, together), strict=True)
-            ]
-
-        state = _joined(states, mesh)
-        if step == total_steps:
-            return results()
-        keys = [jax.random.split(jax.random.key(seed)) for seed in directories]
-        noise_key = _joined([noise for _, noise in keys], mesh)
-        per_call = steps_per_call(config, images, mesh)
-        load = make_loader(
-            config.data.loader,
-            images,
-            batch,
-            [order for order, _ in keys],
-            mesh,
-            config.train.steps_per_batch,
-            per_call,
-        )
-        logs = [
-            stack.enter_context(
-                contextlib.closing(
-                    TrainingLog(
-                        directory / METRICS_FILE,
-                        resumed_at=step,
-                        window=windows[place],
-                        every_steps=config.log.every_steps,
-                        batch=batch,
-                        learning_rate=_rate_of_step(config.train, phases),
-                        gradients=directory / GRADIENTS_FILE,
-                        # At the start and after an epoch: whether gradients vanish on their way.
-                        gradients_at=(1, min(total_steps // config.train.epochs + 1, total_steps)),
-                        parameters=parameter_names(states[0].params),
-                        tensorboard=directory / "tensorboard" if config.log.tensorboard else None,
-                        place=place if together > 1 else None,
-                    )
-                )
-            )
-            for place, directory in enumerate(directories.values())
-        ]
-        del states  # their buffers are donated
-        progress = stack.enter_context(
-            Progress("train", total_steps * batch * together, done=step * batch * together)
-        )
-        estimate_at = step + STEPS_BEFORE_ESTIMATE
-        first_directory = next(iter(directories.values()))
-        profile = stack.enter_context(
-            Profile(
-                first_directory / PROFILE if config.profile and distributed.is_first() else None
-            )
-        )
-
-        def save() -> None:
-            for log in logs:
-                log.finish() if step == total_steps else log.settle()
-            _check_finite(step, state)
-            for own, saved, log in zip(_apart(state, together), checkpoints, logs, strict=True):
-                saved.save(step, own, info | {"window": log.window})
-
+        window = info.pop("window", [])
+        training = _Training(config, images, mesh, directory, net, phases, info)
         try:
-            with signals.deferred() as asked:
-                for phase in (p for p in phases if step < p.end):
-                    if step == phase.start:
-                        optimizer = make_optimizer(config.train, phase.end - phase.start)
-                        state = _with_new_optimiser(state, optimizer, together, mesh)
-                    # What is left over after calls of `per_call` steps is a call of its own.
-                    left = phase.end - step
-                    run = {}
-                    for steps in {min(per_call, left), left % per_call} - {0}:
-                        run[steps], seconds = compile_step(
-                            config,
-                            nets[0],
-                            state,
-                            phase,
-                            image_shape,
-                            mesh,
-                            together,
-                            steps,
-                            len(images),
-                        )
-                        info["compile_seconds"] += seconds
-                    distributed.barrier()  # Gloo gives up on a process that compiles for longer
-                    before, started = info["seconds"], time.monotonic()
-                    for batches in load(step, phase.end):
-                        steps = min(per_call, phase.end - step)
-                        profile.before_call()
-                        dispatched = time.monotonic()
-                        state, metrics = run[steps](state, batches, noise_key)
-                        step += steps
-                        profile.after_call(state, steps)
-                        for log in logs:
-                            log.add(step, metrics, dispatched)
-                        progress.advance(steps * batch * together, logs[0].note)
-                        if step - steps < estimate_at <= step < total_steps:
-                            logs[0].settle()
-                            say(_estimate(progress))
-                        if step == phase.end:
-                            jax.block_until_ready(state)
-                        info["seconds"] = before + (time.monotonic() - started) / together
-                        every = config.log.checkpoint_steps
-                        due = step // every > (step - steps) // every or step == total_steps
-                        stop = asked()
-                        if due or stop:
-                            save()
-                        if stop:
-                            raise stop(f"stopped at step {step:,}")
+            if step < total_steps:
+                state = _train_on(training, step, state, window, checkpoints)
         except NonFiniteError as error:
-            good = checkpoints[0].latest_step()
+            good = checkpoints.latest_step()
             kept = f"the checkpoint of step {good:,} is good" if good else "no checkpoint was made"
             raise NonFiniteError(
                 f"training stopped at {error}; {kept}. A lower train.learning_rate or a "
                 "train.clip_norm may help (in another --workdir, or with --overwrite)."
             ) from None
-        return results()
+    return TrainResult(net._replace(params=state.params, stats=state.stats), total_steps, **info)
 
 
-def _joined(trees: Sequence[Any], mesh: Mesh) -> Any:
-    """Pytrees of several nets as one with a leading axis; the only one as it is."""
-    if len(trees) == 1:
-        return sharding.put(trees[0], sharding.replicated(mesh))
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
-    return sharding.put(stacked, sharding.replicated(mesh))
+class _Training(NamedTuple):
+    """What stays the same from the first step to the last, and the seconds so far.
+
+    Attributes:
+        config: as for `train`.
+        images: as for `train`.
+        mesh: as for `train`.
+        directory: as for `train`.
+        net: gives structure and standardisation.
+        phases: in order.
+        seconds: {"seconds", "compile_seconds"} as in `TrainResult`, brought up to date after each
+            call.
+    """
+
+    config: ml_collections.ConfigDict
+    images: np.ndarray
+    mesh: Mesh
+    directory: Path
+    net: Net
+    phases: list[Phase]
+    seconds: dict[str, float]
 
 
-def _apart(tree: Any, count: int) -> list[Any]:
-    """The inverse of `_joined`."""
-    if count == 1:
-        return [tree]
-    return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(count)]
-
-
-def _with_new_optimiser(
-    state: TrainState, optimizer: optax.GradientTransformation, together: int, mesh: Mesh
+def _train_on(
+    training: _Training,
+    step: int,
+    state: TrainState,
+    window: Sequence[Sequence[float]],
+    checkpoints: Checkpoints,
 ) -> TrainState:
-    """The state at a phase's start: no momentum of other objectives, the schedule anew."""
-    fresh = [optimizer.init(own.params) for own in _apart(state, together)]
-    return state._replace(opt_state=_joined(fresh, mesh))
+    """The state after the last step; logs and saves checkpoints on the way.
+
+    Args:
+        training: what to train, and how.
+        step: that training goes on from.
+        state: after that step; donated.
+        window: of the log at that step.
+        checkpoints: of the run.
+    """
+    batch, log_keys, total = (
+        training.config.train.batch,
+        training.config.log,
+        training.phases[-1].end,
+    )
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(contextlib.closing(_open_log(training, step, window)))
+        progress = stack.enter_context(Progress("train", total * batch, done=step * batch))
+        traced = training.config.profile and distributed.is_first()
+        profile = stack.enter_context(Profile(training.directory / PROFILE if traced else None))
+        estimate_at = step + STEPS_BEFORE_ESTIMATE
+        asked = stack.enter_context(signals.deferred())
+        calls = _calls(training, step, state, log, profile)
+        for before, step, state in calls:
+            progress.advance((step - before) * batch, log.note)
+            if before < estimate_at <= step < total:
+                log.settle()
+                say(_estimate(progress))
+            stop = asked()
+            every = log_keys.checkpoint_steps
+            if stop or step // every > before // every or step == total:
+                log.finish() if step == total else log.settle()
+                _check_finite(step, state)
+                checkpoints.save(step, state, training.seconds | {"window": log.window})
+            if stop:
+                raise stop(f"stopped at step {step:,}")
+    return state
+
+
+def _calls(
+    training: _Training, step: int, state: TrainState, log: TrainingLog, profile: Profile
+) -> Iterator[tuple[int, int, TrainState]]:
+    """Do the steps that are left, one call on the devices after another.
+
+    Yields:
+        The step before the call, the step after it, and the state after it, which the next call
+        donates.
+    """
+    config, images, mesh = training.config, training.images, training.mesh
+    order_key, noise_key = jax.random.split(jax.random.key(config.seed))
+    noise_key = sharding.put(noise_key, sharding.replicated(mesh))
+    per_call = steps_per_call(config, images, mesh)
+    load = make_loader(
+        config.data.loader,
+        images,
+        config.train.batch,
+        order_key,
+        mesh,
+        config.train.steps_per_batch,
+        per_call,
+    )
+    for phase in training.phases:
+        if step >= phase.end:
+            continue
+        if step == phase.start:  # no momentum of other objectives, the schedule anew
+            optimizer = make_optimizer(config.train, phase.end - phase.start)
+            fresh = sharding.put(optimizer.init(state.params), sharding.replicated(mesh))
+            state = state._replace(opt_state=fresh)
+        compiled = _compile(training, state, phase, per_call, phase.end - step)
+        distributed.barrier()  # Gloo gives up on a process that compiles for longer
+        seconds_before, started = training.seconds["seconds"], time.monotonic()
+        for batches in load(step, phase.end):
+            steps = min(per_call, phase.end - step)
+            profile.before_call()
+            dispatched = time.monotonic()
+            state, metrics = compiled[steps](state, batches, noise_key)
+            step += steps
+            profile.after_call(state, steps)
+            log.add(step, metrics, dispatched)
+            if step == phase.end:
+                jax.block_until_ready(state)
+            training.seconds["seconds"] = seconds_before + time.monotonic() - started
+            yield step - steps, step, state
+
+
+def _compile(
+    training: _Training, state: TrainState, phase: Phase, per_call: int, left: int
+) -> dict[int, jax.stages.Compiled]:
+    """The calls of a phase of which `left` steps are left, by their number of steps.
+
+    What is left over after calls of `per_call` steps is a call of its own.
+    """
+    compiled = {}
+    shape = training.images.shape[1:]
+    for steps in {min(per_call, left), left % per_call} - {0}:
+        compiled[steps], seconds = compile_step(
+            training.config,
+            training.net,
+            state,
+            phase,
+            shape,
+            training.mesh,
+            steps,
+            len(training.images),
+        )
+        training.seconds["compile_seconds"] += seconds
+    return compiled
+
+
+def _open_log(training: _Training, step: int, window: Sequence[Sequence[float]]) -> TrainingLog:
+    total = training.phases[-1].end
+    return TrainingLog(
+        training.directory,
+        resumed_at=step,
+        window=window,
+        every_steps=training.config.log.every_steps,
+        batch=training.config.train.batch,
+        learning_rate=_rate_of_step(training.config.train, training.phases),
+        # At the start and after an epoch: whether gradients vanish on their way.
+        gradients_at=(1, min(total // training.config.train.epochs + 1, total)),
+        parameters=parameter_names(training.net.params),
+        tensorboard=training.config.log.tensorboard,
+    )
 
 
 def _rate_of_step(train: ml_collections.ConfigDict, phases: list[Phase]) -> optax.Schedule:

@@ -1,5 +1,7 @@
-"""What training says of itself: `metrics.jsonl`, `gradients.jsonl`, TensorBoard, and the check that
-all is finite."""
+"""What training writes about itself: `metrics.jsonl`, `gradients.jsonl`, TensorBoard.
+
+The log also checks that every loss and gradient is finite.
+"""
 
 import json
 import math
@@ -27,19 +29,17 @@ class TrainingLog:
     """Collects the metrics of steps without waiting for the device, and writes them in windows.
 
     Args:
-        path: the `metrics.jsonl`. Lines of steps after `resumed_at` are dropped: those steps are
-            done again.
+        directory: the run's. Lines of steps after `resumed_at` are dropped from `metrics.jsonl` and
+            `gradients.jsonl`: training does those steps again.
         resumed_at: the step that training goes on from.
         window: what `window` was there.
         every_steps: a line holds the means over the steps since the line before.
         batch: images in a step.
         learning_rate: by step.
-        gradients: the `gradients.jsonl`, for the gradient's norm by parameter.
-        gradients_at: steps that get a line in it.
+        gradients_at: steps that get a line in `gradients.jsonl`, of the gradient's norm by
+            parameter.
         parameters: their names.
-        tensorboard: a folder to write TensorBoard events to as well.
-        place: of this net, where metrics are of several nets trained together and have a leading
-            axis; None for one net.
+        tensorboard: whether to write TensorBoard events to the folder `tensorboard` as well.
 
     Attributes:
         window: of the settled steps since the last line; a run that goes on from here needs it.
@@ -47,34 +47,32 @@ class TrainingLog:
 
     def __init__(
         self,
-        path: Path,
+        directory: Path,
         *,
         resumed_at: int,
         window: Sequence[Sequence[float]] = (),
         every_steps: int,
         batch: int,
         learning_rate: optax.Schedule,
-        gradients: Path,
         gradients_at: tuple[int, ...],
         parameters: list[str],
-        tensorboard: Path | None = None,
-        place: int | None = None,
+        tensorboard: bool = False,
     ):
-        self._place, self._step = place, resumed_at
+        self._step = resumed_at
         self.every_steps, self.batch, self.learning_rate = every_steps, batch, learning_rate
         self.note = ""  # the newest loss, for the progress bar
         self._pending: list[tuple[int, dict[str, jax.Array], float]] = []
         # Loss, gradient norm and seconds of the settled steps since the last line.
         self.window = [list(step) for step in window]
         self._settled = 0.0  # when metrics were last waited for
-        self._file = _reopen(path, resumed_at)
-        self._gradients_file = _reopen(gradients, resumed_at)
+        self._file = _reopen(directory / METRICS_FILE, resumed_at)
+        self._gradients_file = _reopen(directory / GRADIENTS_FILE, resumed_at)
         self._gradients_at, self._parameters = gradients_at, parameters
         self._tensorboard = None
-        if tensorboard is not None and distributed.is_first():
+        if tensorboard and distributed.is_first():
             from tensorboardX import SummaryWriter
 
-            self._tensorboard = SummaryWriter(str(tensorboard))
+            self._tensorboard = SummaryWriter(str(directory / "tensorboard"))
 
     def add(self, step: int, metrics: dict[str, jax.Array], started: float) -> None:
         """Take the metrics of a call; if a window ends in it, settle all calls before it.
@@ -110,8 +108,6 @@ class TrainingLog:
                 self._take(last - steps + 1 + i, values, seconds)
 
     def _take(self, step: int, values: dict[str, np.ndarray], seconds: float) -> None:
-        if self._place is not None:
-            values = {name: value[self._place] for name, value in values.items()}
         loss, grad_norm = float(values["loss"]), float(values["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise NonFiniteError(f"step {step:,}: loss {loss}, gradient norm {grad_norm}")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from air_jax.data import datasets
+from air_jax.data import datasets, splits
 
 
 def dataset(labels, queries=None):
@@ -35,7 +35,7 @@ def test_digits_are_scikit_learns_enlarged_with_all_distances_kept():
 
 def test_digits_need_no_tensorflow():
     code = (
-        "import sys; from air_jax import datasets, input_pipeline; datasets.load('digits');"
+        "import sys; from air_jax.data import datasets, loaders; datasets.load('digits');"
         "sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -49,44 +49,44 @@ def test_digits_need_no_tensorflow():
 def test_paper_split_takes_so_many_of_each_class_and_loses_nothing(counts, queries, seed):
     labels = np.repeat(np.arange(len(counts)), counts)
     labels = np.random.default_rng(seed).permutation(labels)
-    database, chosen = datasets.split(dataset(labels), "paper", seed, queries)
+    database, chosen = splits.split(dataset(labels), "paper", seed, queries)
     assert sorted([*database, *chosen]) == list(range(len(labels)))
     assert (np.bincount(labels[chosen], minlength=len(counts)) == queries).all()
 
 
 def test_paper_split_depends_on_its_seed_alone():
     data = dataset(np.arange(200) % 4)
-    first, again, other = (datasets.split(data, "paper", seed, 10)[1] for seed in (0, 0, 1))
+    first, again, other = (splits.split(data, "paper", seed, 10)[1] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
 
 def test_paper_split_refuses_a_class_with_too_few_images():
     with pytest.raises(ValueError, match=r"'class 1' has 100 images.*takes 100 of each"):
-        datasets.split(dataset([0] * 150 + [1] * 100), "paper")
+        splits.split(dataset([0] * 150 + [1] * 100), "paper")
 
 
 def test_official_split_is_the_data_sets_own():
     data = dataset([0, 1, 0, 1], np.array([False, True, True, False]))
-    database, queries = datasets.split(data, "official")
+    database, queries = splits.split(data, "official")
     assert (database.tolist(), queries.tolist()) == ([0, 3], [1, 2])
 
 
 def test_official_split_of_a_set_without_one_is_an_error():
     with pytest.raises(ValueError, match="no test part of its own"):
-        datasets.split(dataset([0, 1]), "official")
+        splits.split(dataset([0, 1]), "official")
 
 
 def test_a_query_without_relevant_images_is_an_error():
     data = dataset([0, 0, 1], np.array([True, False, True]))
     with pytest.raises(ValueError, match="class 1.*no image of that class in the database"):
-        datasets.split(data, "official")
+        splits.split(data, "official")
 
 
 @pytest.mark.parametrize("method", ["random", ""])
 def test_unknown_split_is_an_error_that_names_it(method):
     with pytest.raises(ValueError, match=f"data.split='{method}'"):
-        datasets.split(dataset([0, 1]), method)
+        splits.split(dataset([0, 1]), method)
 
 
 def test_unknown_data_set_is_an_error_that_names_the_known():
@@ -196,11 +196,11 @@ def test_a_damaged_cache_of_cifar100_is_named(tmp_path, monkeypatch):
 
 def test_cifar100_is_whole(cifar100):
     assert cifar100.images.shape == (60_000, 32, 32, 3)
-    database, queries = datasets.split(cifar100, "official")
+    database, queries = splits.split(cifar100, "official")
     assert (np.bincount(cifar100.labels[database]) == 500).all()
     assert (np.bincount(cifar100.labels[queries]) == 100).all()
     assert cifar100.class_names[0] == "apple"
-    database, queries = datasets.split(cifar100, "paper")
+    database, queries = splits.split(cifar100, "paper")
     assert (len(database), len(queries)) == (50_000, 10_000)
 
 
@@ -237,19 +237,19 @@ def test_a_size_that_does_not_divide_is_an_error():
 def test_as_many_of_each_class_are_kept_as_asked_for():
     labels = np.array([0] * 10 + [1] * 3 + [2] * 10)
     positions = np.arange(1, 23)
-    kept = datasets.keep_per_class(labels, positions, 5, seed=1)
+    kept = splits.keep_per_class(labels, positions, 5, seed=1)
     assert np.bincount(labels[kept]).tolist() == [5, 3, 5]
     assert set(kept) <= set(positions)
     assert (np.diff(kept) > 0).all()
-    assert (kept == datasets.keep_per_class(labels, positions, 5, seed=1)).all()
-    assert (kept != datasets.keep_per_class(labels, positions, 5, seed=2)).any()
+    assert (kept == splits.keep_per_class(labels, positions, 5, seed=1)).all()
+    assert (kept != splits.keep_per_class(labels, positions, 5, seed=2)).any()
 
 
 def test_validation_queries_are_drawn_from_the_official_database():
     images, labels = class_images(80)
     official = np.arange(80) >= 60
     dataset = datasets.Dataset("x", images, labels, tuple("abcd"), official)
-    database, queries = datasets.split(dataset, "validation", queries_per_class=3)
+    database, queries = splits.split(dataset, "validation", queries_per_class=3)
     assert np.bincount(labels[queries]).tolist() == [3, 3, 3, 3]
     assert not official[np.concatenate([database, queries])].any()
     assert sorted([*database, *queries]) == list(range(60))

@@ -18,20 +18,20 @@ def first_pixels(batches):
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_every_loader_gives_the_order_of_the_key(kind, mesh4):
-    load = make_loader(kind, IMAGES, 8, [KEY], mesh4)
+    load = make_loader(kind, IMAGES, 8, KEY, mesh4)
     orders = [loaders.epoch_order(KEY, epoch, 50)[:48] for epoch in (0, 1)]
     assert first_pixels(load(0, 12)) == np.stack(orders).reshape(12, 8).tolist()
 
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_every_loader_can_start_in_the_middle_of_an_epoch(kind, mesh):
-    load = make_loader(kind, IMAGES, 8, [KEY], mesh)
+    load = make_loader(kind, IMAGES, 8, KEY, mesh)
     assert first_pixels(load(16, 20)) == first_pixels(load(0, 20))[16:]
 
 
 @pytest.mark.parametrize("kind", LOADERS)
 def test_batches_are_uint8_split_over_the_mesh(kind, mesh4):
-    batch = next(iter(make_loader(kind, IMAGES, 8, [KEY], mesh4)(0, 6)))
+    batch = next(iter(make_loader(kind, IMAGES, 8, KEY, mesh4)(0, 6)))
     assert batch.dtype == np.uint8
     assert {shard.data.shape for shard in batch.addressable_shards} == {(2, 4, 4, 1)}
     assert len(batch.addressable_shards) == 4
@@ -46,7 +46,7 @@ def test_an_epochs_order_is_a_permutation_and_differs_from_the_next():
 
 def test_unknown_loader_is_an_error_that_names_it(mesh):
     with pytest.raises(ValueError, match="data.loader='grain'"):
-        make_loader("grain", IMAGES, 8, [KEY], mesh)
+        make_loader("grain", IMAGES, 8, KEY, mesh)
 
 
 def test_prefetch_keeps_order_and_runs_ahead_by_no_more_than_asked(mesh):
@@ -64,29 +64,17 @@ def test_prefetch_keeps_order_and_runs_ahead_by_no_more_than_asked(mesh):
 
 
 @pytest.mark.parametrize("kind", LOADERS)
-def test_several_keys_give_every_net_the_batches_of_its_own_key(kind, mesh4):
-    keys = [jax.random.key(seed) for seed in (3, 4)]
-    alone = [list(make_loader(kind, IMAGES, 8, [key], mesh4)(4, 9)) for key in keys]
-    together = list(make_loader(kind, IMAGES, 8, keys, mesh4)(4, 9))
-    assert len(together) == len(alone[0])
-    for both, *each in zip(together, *alone, strict=True):
-        assert both.shape == (2, 8, 4, 4, 1)
-        np.testing.assert_array_equal(both, np.stack(each))
-
-
-@pytest.mark.parametrize("kind", LOADERS)
 def test_several_steps_on_each_batch_see_it_again_wherever_they_start(kind, mesh):
-    once = first_pixels(make_loader(kind, IMAGES, 8, [KEY], mesh)(0, 12))
-    load = make_loader(kind, IMAGES, 8, [KEY], mesh, steps_per_batch=3)
+    once = first_pixels(make_loader(kind, IMAGES, 8, KEY, mesh)(0, 12))
+    load = make_loader(kind, IMAGES, 8, KEY, mesh, steps_per_batch=3)
     whole = first_pixels(load(0, 36))
     assert whole == [pixels for pixels in once for _ in range(3)]
     assert first_pixels(load(17, 36)) == whole[17:]
 
 
-@pytest.mark.parametrize("keys", [[KEY], [KEY, jax.random.key(4)]])
-def test_calls_of_several_steps_hold_the_batches_of_single_ones(keys, mesh4):
-    single = list(make_loader("resident", IMAGES, 8, keys, mesh4)(1, 12))
-    load = make_loader("resident", IMAGES, 8, keys, mesh4, steps_per_call=4)
+def test_calls_of_several_steps_hold_the_batches_of_single_ones(mesh4):
+    single = list(make_loader("resident", IMAGES, 8, KEY, mesh4)(1, 12))
+    load = make_loader("resident", IMAGES, 8, KEY, mesh4, steps_per_call=4)
     calls = list(load(1, 12))
     assert [len(call.positions) for call in calls] == [4, 4, 3]
     images = [call.images[positions] for call in calls for positions in call.positions]

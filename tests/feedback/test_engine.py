@@ -9,7 +9,8 @@ from air_jax.feedback import engine as interactive
 from air_jax.feedback import simulated_user
 from air_jax.feedback.engine import Engine
 from air_jax.feedback.learners import LEARNERS
-from air_jax.search import code_store, exact_search, scorers
+from air_jax.search import file_codes
+from air_jax.search.device_codes import DeviceCodes
 from air_jax.search.scorers import Near
 
 SIZE, DIMENSION, MARKS = 300, 8, 7
@@ -25,19 +26,19 @@ def collection(seed=0):
 
 @pytest.fixture
 def engine(tmp_path):
-    return Engine(code_store.write(tmp_path / "store", collection()[0]))
+    return Engine(file_codes.write(tmp_path / "store", collection()[0]))
 
 
 @pytest.mark.parametrize("learner", list(LEARNERS))
 @pytest.mark.parametrize("show", interactive.SHOW)
 def test_rounds_are_those_of_the_simulation(engine, learner, show):
     codes, labels, query = collection()
-    space = scorers.make_space(codes)
+    space = DeviceCodes(codes)
     rounds = list(
         simulated_user.rounds(
             LEARNERS[learner],
             space,
-            exact_search.centre(space.database, query[None]),
+            space.centre(query[None]),
             lambda shown: labels[shown] == labels[SIZE],
             count=3,
             marks_per_round=MARKS,
@@ -143,7 +144,7 @@ def round_of(**changes):
             "image 2 is marked twice",
         ),
         ({"relevant": np.array([True])}, r"positions of shape \[2\], relevant of \[1\]"),
-        ({"query": np.zeros(5)}, r"query codes have shape \[5\]; the store's have \[8\]"),
+        ({"query": np.zeros(5)}, r"query codes have shape \[5\]; the database's have \[8\]"),
         ({"query": np.full(DIMENSION, np.nan)}, "query codes hold NaN"),
         ({"examples": np.full((1, DIMENSION), np.inf)}, "example codes hold NaN or infinity"),
         ({"examples": np.zeros((1, 5))}, r"example codes have shape \[5\]"),

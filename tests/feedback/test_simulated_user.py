@@ -8,10 +8,9 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics import average_precision_score
 from sklearn.svm import SVC
 
-from air_jax.configs import default
 from air_jax.feedback import learners, simulated_user
 from air_jax.feedback.learners import LEARNERS
-from air_jax.search import exact_search, scorers
+from air_jax.search.device_codes import DeviceCodes
 
 ROUNDS, MARKS = 3, 8
 
@@ -28,7 +27,7 @@ def simulate(learner, data, **kwargs):
     database, labels, queries, query_labels = data
     return simulated_user.simulate(
         learner,
-        scorers.make_space(database),
+        DeviceCodes(database),
         queries,
         query_labels,
         labels,
@@ -89,8 +88,8 @@ def test_sessions_equal_those_of_numpy_and_scikit_learn(learner, kernel, C):
 @pytest.mark.parametrize("learner", list(LEARNERS))
 def test_permuting_labels_of_unmarked_images_leaves_every_score_bit_equal(learner):
     database, labels, queries, query_labels = collection()
-    space = scorers.make_space(database)
-    centred = exact_search.centre(space.database, queries)
+    searched = DeviceCodes(database)
+    centred = searched.centre(queries)
     arguments = {
         "count": ROUNDS,
         "marks_per_round": MARKS,
@@ -102,7 +101,7 @@ def test_permuting_labels_of_unmarked_images_leaves_every_score_bit_equal(learne
         return list(
             simulated_user.rounds(
                 LEARNERS[learner],
-                space,
+                searched,
                 centred,
                 lambda shown: labels_by_query[rows, shown] == query_labels[:, None],
                 **arguments,
@@ -144,11 +143,11 @@ def test_with_relevant_marks_only_the_ranking_stays_and_is_counted(learner):
 def test_pseudo_negatives_are_unmarked_and_those_in_truth_relevant_are_counted():
     data = collection()
     database, labels, queries, query_labels = data
-    space = scorers.make_space(database)
+    searched = DeviceCodes(database)
     sessions = simulated_user.rounds(
         LEARNERS["svc_pseudo"],
-        space,
-        exact_search.centre(space.database, queries),
+        searched,
+        searched.centre(queries),
         lambda shown: labels[shown] == query_labels[:, None],
         count=ROUNDS,
         marks_per_round=MARKS,
@@ -187,47 +186,41 @@ def test_pseudo_negatives_stand_in_where_all_marks_are_relevant():
 
 def test_rocchio_moves_the_query_by_its_formula():
     database, _, queries, _ = collection()
-    space = scorers.make_space(database)
-    centred = exact_search.centre(space.database, queries[:1])
+    searched = DeviceCodes(database)
+    centred = searched.centre(queries[:1])
     marks = learners.Marks(np.array([[3, 5, 8]]), np.array([[True, False, True]]))
-    lesson = LEARNERS["rocchio"](space, centred, marks, [[0]])
+    lesson = LEARNERS["rocchio"](searched, centred, marks, [[0]])
     moved = queries[0] + 0.75 * (database[[3, 8]].mean(axis=0) - database.mean(axis=0))
     moved = moved - 0.15 * (database[5] - database.mean(axis=0))
     expected = -((database - moved) ** 2).sum(axis=1)
-    np.testing.assert_allclose(
-        scorers.scores(space, lesson.scorer)[0], expected, rtol=1e-4, atol=1e-3
-    )
+    np.testing.assert_allclose(searched.scores(lesson.scorer)[0], expected, rtol=1e-4, atol=1e-3)
 
 
 def test_means_move_away_from_the_irrelevant_mean():
     database, _, queries, _ = collection()
-    space = scorers.make_space(database)
-    centred = exact_search.centre(space.database, queries[:1])
+    searched = DeviceCodes(database)
+    centred = searched.centre(queries[:1])
     marks = learners.Marks(np.array([[3, 5, 8]]), np.array([[True, False, True]]))
-    lesson = learners.mean_difference(space, centred, marks, [[0]], away=1.0)
+    lesson = learners.mean_difference(searched, centred, marks, [[0]], away=1.0)
     positive = (queries[0] + database[3] + database[8]) / 3
     expected = -((database - (2 * positive - database[5])) ** 2).sum(axis=1)
-    np.testing.assert_allclose(
-        scorers.scores(space, lesson.scorer)[0], expected, rtol=1e-4, atol=1e-3
-    )
+    np.testing.assert_allclose(searched.scores(lesson.scorer)[0], expected, rtol=1e-4, atol=1e-3)
     only = learners.Marks(marks.positions, np.ones((1, 3), bool))
-    lesson = learners.mean_difference(space, centred, only, [[0]], away=1.0)
+    lesson = learners.mean_difference(searched, centred, only, [[0]], away=1.0)
     positive = (queries[0] + database[[3, 5, 8]].sum(axis=0)) / 4
     expected = -((database - positive) ** 2).sum(axis=1)
-    np.testing.assert_allclose(
-        scorers.scores(space, lesson.scorer)[0], expected, rtol=1e-4, atol=1e-3
-    )
+    np.testing.assert_allclose(searched.scores(lesson.scorer)[0], expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("only_relevant", [False, True])
 def test_the_discriminant_is_scikit_learns(only_relevant):
     """As `LinearDiscriminantAnalysis` finds it for two classes of given means and covariance."""
     database, _, queries, _ = collection()
-    space = scorers.make_space(database)
-    centred = exact_search.centre(space.database, queries[:1])
+    searched = DeviceCodes(database)
+    centred = searched.centre(queries[:1])
     relevant = np.array([[True, only_relevant, True]])
     marks = learners.Marks(np.array([[3, 5, 8]]), relevant)
-    lesson = learners.discriminant(space, centred, marks, [[0]], shrinkage=1.0, away=0.5)
+    lesson = learners.discriminant(searched, centred, marks, [[0]], shrinkage=1.0, away=0.5)
     positive = np.vstack([queries[0], database[[3, 8] + [5] * only_relevant]]).mean(axis=0)
     target = positive if only_relevant else positive + 0.5 * (positive - database[5])
     covariance = np.cov(database.T, bias=True)
@@ -238,7 +231,7 @@ def test_the_discriminant_is_scikit_learns(only_relevant):
     means = np.stack([database.mean(axis=0), target])
     theirs.fit(np.repeat(means, 2, axis=0), [0, 0, 1, 1])
     np.testing.assert_allclose(
-        scorers.scores(space, lesson.scorer)[0],
+        searched.scores(lesson.scorer)[0],
         theirs.decision_function(database),
         rtol=1e-3,
         atol=1e-3,
@@ -258,17 +251,17 @@ class _Known:
 @pytest.mark.parametrize("ridge", [0.1, 1.0])
 def test_kernel_ridge_is_scikit_learns(ridge):
     database, _, queries, _ = collection()
-    space = scorers.make_space(database)
-    centred = exact_search.centre(space.database, queries[:2])
+    searched = DeviceCodes(database)
+    centred = searched.centre(queries[:2])
     rng = np.random.default_rng(1)
     positions = np.stack([rng.choice(240, 9, replace=False) for _ in range(2)])
     relevant = rng.random((2, 9)) < 0.4
     lesson = learners.kernel_ridge(
-        space, centred, learners.Marks(positions, relevant), [[0], [1]], ridge=ridge
+        searched, centred, learners.Marks(positions, relevant), [[0], [1]], ridge=ridge
     )
     standard = (database - database.mean(axis=0)) / database.std(axis=0)
     for scores, query, place, label in zip(
-        scorers.scores(space, lesson.scorer), queries, positions, relevant, strict=False
+        searched.scores(lesson.scorer), queries, positions, relevant, strict=False
     ):
         own = (query - database.mean(axis=0)) / database.std(axis=0)
         samples = np.vstack([own, standard[place]])
@@ -279,35 +272,33 @@ def test_kernel_ridge_is_scikit_learns(ridge):
 
 def test_the_farthest_unmarked_images_are_taken_for_irrelevant():
     database, _, queries, _ = collection()
-    space = scorers.make_space(database)
-    centred = exact_search.centre(space.database, queries[:1])
+    searched = DeviceCodes(database)
+    centred = searched.centre(queries[:1])
     order = np.argsort(((database - queries[0]) ** 2).sum(axis=1))
     marks = learners.Marks(order[None, [0, 1, -1]], np.array([[True, False, False]]))
-    lesson = LEARNERS["svc_farthest"](space, centred, marks, [[0]])
+    lesson = LEARNERS["svc_farthest"](searched, centred, marks, [[0]])
     assert set(lesson.pseudo_negatives[0]) == set(order[-201:-1])
 
 
 def test_a_learner_with_distances_ranks_by_them_where_nothing_is_learnt():
     database, _, queries, _ = collection()
-    space = scorers.make_space(database)
-    centred = exact_search.centre(space.database, queries[:1])
+    searched = DeviceCodes(database)
+    centred = searched.centre(queries[:1])
     marks = learners.Marks(np.array([[3, 5]]), np.ones((1, 2), bool))
-    lesson = LEARNERS["svc_distance"](space, centred, marks, [[0]])
+    lesson = LEARNERS["svc_distance"](searched, centred, marks, [[0]])
     order = np.argsort(((database - queries[0]) ** 2).sum(axis=1))
-    np.testing.assert_array_equal(
-        np.argsort(-np.asarray(scorers.scores(space, lesson.scorer)[0])), order
-    )
+    np.testing.assert_array_equal(np.argsort(-np.asarray(searched.scores(lesson.scorer)[0])), order)
 
 
 def test_uncertain_images_are_those_with_scores_closest_to_zero():
     data = collection()
     database, labels, queries, query_labels = data
-    space = scorers.make_space(database)
+    searched = DeviceCodes(database)
     sessions = list(
         simulated_user.rounds(
             LEARNERS["svc"],
-            space,
-            exact_search.centre(space.database, queries),
+            searched,
+            searched.centre(queries),
             lambda shown: labels[shown] == query_labels[:, None],
             count=2,
             marks_per_round=MARKS,
@@ -371,29 +362,9 @@ def test_chosen_queries_are_as_many_of_each_class():
     assert simulated_user.choose_queries(labels, 0, seed=1).tolist() == list(range(300))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"learners": ("svc", "svn")}, "'svn' is not one of none, svc"),
-        ({"learners": ()}, "feedback.learners is empty"),
-        ({"rounds": 0}, "feedback.rounds=0"),
-        ({"show": "worst"}, "feedback.show='worst'"),
-        ({"queries": -5}, "feedback.queries=-5"),
-        ({"seed": -1}, "feedback.seed=-1"),
-        ({"marks_per_round": 0}, "feedback.marks_per_round=0"),
-        ({"rounds": 6, "marks_per_round": 20}, "more images than the 100"),
-    ],
-)
-def test_feedback_that_cannot_be_simulated_is_an_error(change, message):
-    config = default.get_config().feedback
-    config.update(change)
-    with pytest.raises(ValueError, match=message):
-        simulated_user.validate(config, database_size=100)
-
-
 def test_a_constant_code_dimension_does_no_harm():
     database, labels, queries, query_labels = collection()
     database[:, 0] = queries[:, 0] = 3.0
-    space = scorers.make_space(database)
-    assert jnp.isfinite(space.standardised).all()
+    searched = DeviceCodes(database)
+    assert jnp.isfinite(searched._standardised[0]).all()
     assert np.isfinite(simulate("svc", (database, labels, queries, query_labels)).ap).all()

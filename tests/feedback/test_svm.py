@@ -12,7 +12,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import SVC
 
 from air_jax.feedback import svm
-from air_jax.search import kernel_machines
+from air_jax.search import scorers
 
 
 def problems(seed, count=5, samples=60, dimension=32):
@@ -37,10 +37,8 @@ def reference(codes, labels, kernel, C, gamma="scale", class_weight=None, tol=1e
 def decisions(kernel, machines, codes):
     """Decision values [B, N] of machines fitted with `kernel`."""
     if kernel == "rbf":
-        return np.asarray(kernel_machines.rbf_decisions(machines, codes))
-    return (
-        kernel_machines.linear_weights(machines) @ np.asarray(codes).T + machines.intercept[:, None]
-    )
+        return np.asarray(scorers.rbf_decisions(machines, codes))
+    return scorers.linear_weights(machines) @ np.asarray(codes).T + machines.intercept[:, None]
 
 
 def dual_objective(multipliers, labels, codes, kernel, gamma):
@@ -178,24 +176,15 @@ def test_a_problem_is_solved_alike_alone_and_among_others():
     np.testing.assert_allclose(together.intercept[4], alone.intercept[0], atol=1e-6)
 
 
-def test_processes_give_what_one_gives():
-    codes, labels = problems(0)
-    one, two = (svm.fit(codes, labels, solver="sklearn", processes=n)[0] for n in (1, 2))
-    for ours, theirs in zip(two, one, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
 def test_shared_samples_decide_as_separate_ones():
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(90, 16)).astype(np.float32)
     places = np.stack([rng.choice(90, 30, replace=False) for _ in range(6)])
     _, labels = problems(0, count=6, samples=30)
     machines, _ = svm.fit(rows[places], labels)
-    codes = rng.normal(size=(kernel_machines.TILE + 300, 16)).astype(np.float32)
-    shared = kernel_machines.rbf_decisions_of_shared(
-        rows, places, machines, codes, (codes**2).sum(axis=1)
-    )
-    separate = kernel_machines.rbf_decisions(machines, codes)
+    codes = rng.normal(size=(scorers.TILE + 300, 16)).astype(np.float32)
+    shared = scorers.rbf_decisions_of_shared(rows, places, machines, codes, (codes**2).sum(axis=1))
+    separate = scorers.rbf_decisions(machines, codes)
     np.testing.assert_allclose(shared, separate, atol=1e-5)
 
 
@@ -203,7 +192,7 @@ def test_constant_samples_have_scikit_learns_gamma():
     codes, labels = np.ones((1, 6, 4), np.float32), np.array([[1, -1] * 3])
     machine, _ = svm.fit(codes, labels, kernel="rbf")
     expected = SVC(C=10.0, gamma="scale").fit(codes[0], labels[0]).decision_function(np.eye(4))
-    values = kernel_machines.rbf_decisions(machine, jnp.eye(4))
+    values = scorers.rbf_decisions(machine, jnp.eye(4))
     np.testing.assert_allclose(values[0], expected, atol=1e-5)
 
 
@@ -222,7 +211,6 @@ def test_a_machine_of_one_class_decides_nothing(label, solver):
         ({"kernel": "poly"}, "kernel='poly'"),
         ({"solver": "liblinear"}, "solver='liblinear'"),
         ({"class_weight": "even"}, "class_weight='even'"),
-        ({"processes": 0}, "processes=0"),
         ({"C": 0.0}, "C=0.0: expected a positive"),
         ({"C": -1.0}, "C=-1.0"),
         ({"C": float("nan")}, "C=nan"),

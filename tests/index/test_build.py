@@ -23,7 +23,7 @@ from air_jax.index import build, contact_sheet, decode_pool, decoding
 from air_jax.index.build import Options
 from air_jax.index.image_index import ImageIndex
 from air_jax.models import encode
-from air_jax.run import net_file
+from air_jax.run import trained_net
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +60,7 @@ def copied(folder, made, tmp_path) -> tuple[Path, Path]:
 
 def test_codes_are_those_of_the_net_and_details_those_of_the_files(folder, made, trained_run, mesh):
     index = ImageIndex(made)
-    net = net_file.of_run(trained_run, mesh).net
+    net = trained_net.of_run(trained_run, mesh).net
     images = index.images(index.ids.tolist())
     shape = tuple(index.about["model"]["image_shape"])
     assert shape == (32, 32, 3)
@@ -73,9 +73,9 @@ def test_codes_are_those_of_the_net_and_details_those_of_the_files(folder, made,
         with Image.open(io.BytesIO(index.thumbnail(image.id))) as small:
             assert small.size == (40, 30)
     expected = encode.encode(net, np.stack(pixels), mesh, 8, label=None)
-    np.testing.assert_allclose(index.store.exact, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(index.codes.exact, expected, rtol=1e-4, atol=1e-4)
     uploaded = index.encode(Image.open(folder / images[3].path).convert("RGB"))
-    np.testing.assert_allclose(uploaded, index.store.exact[3], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(uploaded, index.codes.exact[3], rtol=1e-4, atol=1e-4)
 
 
 def test_a_contact_sheet_shows_some_of_the_images_in_their_order(folder, made):
@@ -362,7 +362,7 @@ def test_vectors_keep_their_rows_with_metadata_and_thumbnails(vectors, folder, t
     out = tmp_path / "index"
     found = build.index_vectors(path, table, folder, out, Options())
     index = ImageIndex(out)
-    np.testing.assert_array_equal(index.store.exact, codes)
+    np.testing.assert_array_equal(index.codes.exact, codes)
     assert index.ids.tolist() == list(range(1, 10))
     images = index.images([4, 8])
     assert (images[0].path, images[0].metadata) == (names[3], {"title": "=no 3\nß"})
@@ -376,7 +376,7 @@ def test_vectors_keep_their_rows_with_metadata_and_thumbnails(vectors, folder, t
     np.save(path, codes[:, ::-1])
     changed = build.index_vectors(path, table, folder, out, Options())
     assert changed["generation"] == found["generation"] + 1
-    np.testing.assert_array_equal(ImageIndex(out).store.exact, codes[:, ::-1])
+    np.testing.assert_array_equal(ImageIndex(out).codes.exact, codes[:, ::-1])
     with pytest.raises(ValueError, match="no net"):
         index.encode(Image.new("RGB", (8, 8)))
 
@@ -385,7 +385,7 @@ def test_vectors_without_metadata_are_known_by_their_rows(vectors, tmp_path):
     build.index_vectors(vectors[0], None, None, tmp_path / "index", Options(storage="int8"))
     index = ImageIndex(tmp_path / "index")
     assert index.images([3])[0].label == "row 2"
-    assert index.store.storage == "int8"
+    assert index.codes.storage == "int8"
 
 
 def test_vectors_that_cannot_be_meant_are_refused(vectors, tmp_path):

@@ -9,32 +9,52 @@ import optax
 import pytest
 from flax import nnx
 
-from air_jax.models import autoencoder
-from air_jax.models.autoencoder import CONFIGURATIONS
-from air_jax.training import loop, sgd
+from air_jax.models.architecture import CONFIGURATIONS, Architecture, configuration_name
+from air_jax.models.autoencoder import Autoencoder, pair_parameters
+from air_jax.models.net import count_parameters, make_net, parameter_names
+from air_jax.training import loop
+from air_jax.training.step import TrainState, train_step
 
 IMAGE = (32, 32, 3)
 
 
-def build(depth=10, **kwargs):
-    return autoencoder.Autoencoder(**{"depth": depth, "width": 8, "rngs": nnx.Rngs(0), **kwargs})
+def build(depth=10, dtype=jnp.float32, **choices):
+    architecture = Architecture(**{"depth": depth, "width": 8, **choices})
+    return Autoencoder(architecture, dtype=dtype, rngs=nnx.Rngs(0))
+
+
+def traced(shape=(2, *IMAGE), **choices):
+    """Codes, maps and reconstructions as shapes and dtypes, without computing them."""
+
+    def run(images):
+        model = build(**choices)
+        return *model.encoder(images), model(images)
+
+    return jax.eval_shape(run, jnp.zeros(shape))
 
 
 @pytest.mark.parametrize("depth", [10, 20, 40, 60])
 @pytest.mark.parametrize("name", list(CONFIGURATIONS))
-def test_each_of_the_papers_nets_codes_in_128_d_and_learns_from_a_step(name, depth):
-    model = CONFIGURATIONS[name](depth=depth, width=8, rngs=nnx.Rngs(0))
-    net = autoencoder.make_net(model, np.full(3, 0.5), np.full(3, 0.25))
+def test_each_of_the_papers_nets_codes_in_128_d_and_reconstructs(name, depth):
+    codes, _, made = traced(depth=depth, **CONFIGURATIONS[name])
+    assert (codes.shape, made.shape) == ((2, 128), (2, *IMAGE))
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [*((name, 10) for name in CONFIGURATIONS), *(("Sortcut", depth) for depth in (20, 40, 60))],
+)
+def test_each_of_the_papers_nets_learns_from_a_step(name, depth):
+    model = build(depth, image_shape=(16, 16, 3), **CONFIGURATIONS[name])
+    net = make_net(model, np.full(3, 0.5), np.full(3, 0.25))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.01))
-    state = sgd.TrainState(jnp.int32(0), net.params, net.stats, optimizer.init(net.params))
-    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, *IMAGE)), jnp.uint8)
-    step = jax.jit(partial(sgd.train_step, net=net, optimizer=optimizer))
+    state = TrainState(jnp.int32(0), net.params, net.stats, optimizer.init(net.params))
+    images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)), jnp.uint8)
+    step = jax.jit(partial(train_step, net=net, optimizer=optimizer))
     key = jax.random.key(0)
     state, before = step(state, images, key)
     _, after = step(state, images, key)
     assert float(after["loss"]) < float(before["loss"])
-    codes = jax.eval_shape(lambda n: n.module().encode(n.standardise(images)), net)
-    assert codes.shape == (4, 128)
 
 
 @pytest.mark.parametrize(
@@ -42,31 +62,32 @@ def test_each_of_the_papers_nets_codes_in_128_d_and_learns_from_a_step(name, dep
     [(4, (1,)), (6, (1, 2)), (8, (1, 2, 3)), (20, (2, 5, 8)), (40, (5, 10, 15)), (60, (8, 15, 22))],
 )
 def test_poolings_are_spread_evenly_and_at_most_three(depth, expected):
-    assert autoencoder.pooling_layers(depth, True) == expected
-    assert autoencoder.pooling_layers(depth, False) == ()
+    assert Architecture(depth=depth).pooled_after == expected
+    assert Architecture(depth=depth, pool=False).pooled_after == ()
 
 
 @pytest.mark.parametrize("name", list(CONFIGURATIONS))
 def test_parameter_count_is_that_of_the_closed_form(name):
     depth, width, code = 10, 8, 128
-    model = CONFIGURATIONS[name](depth=depth, width=width, rngs=nnx.Rngs(0))
-    cells = 16 if CONFIGURATIONS[name].keywords["pool"] else 1024
+    model = build(depth, **CONFIGURATIONS[name])
+    cells = 16 if CONFIGURATIONS[name]["pool"] else 1024
     convolutions = 2 * (9 * 3 * width) + (depth - 2) * 9 * width**2 + (depth - 1) * width + 3
     dense = 2 * cells * width * code + code + cells * width
-    assert autoencoder.count_parameters(nnx.state(model, nnx.Param)) == convolutions + dense
+    assert count_parameters(nnx.state(model, nnx.Param)) == convolutions + dense
+    biases = (depth - 1) * width + 3 + code + cells * width
+    least = Architecture(depth=depth, width=width, **CONFIGURATIONS[name]).least_parameters()
+    assert least == convolutions + dense - biases
 
 
 def test_pooled_maps_shrink_to_4x4_and_unpooled_ones_stay():
-    images = jnp.zeros((1, *IMAGE))
-    _, maps = build(depth=20).encoder(images)
+    _, maps, _ = traced(depth=20)
     assert [m.shape[1] for m in maps] == [32, 32, 16, 16, 16, 8, 8, 8, 4, 4, 4]
-    _, maps = build(depth=20, pool=False).encoder(images)
+    _, maps, _ = traced(depth=20, pool=False)
     assert {m.shape[1] for m in maps} == {32}
 
 
 def test_decoder_mirrors_the_encoders_map_sizes():
-    model = build(depth=20)
-    assert sorted(model.decoder.upsampled_before) == [3, 6, 9]
+    assert sorted(Architecture(depth=20).upsampled_before) == [3, 6, 9]
 
 
 def test_asymmetric_shortcut_adds_the_first_layers_pooled_maps_before_relu():
@@ -102,7 +123,7 @@ def test_asymmetric_shortcut_adds_the_first_layers_pooled_maps_before_relu():
 )
 def test_only_shortcuts_into_the_decoder_let_it_see_the_image_around_the_code(kwargs, sees_image):
     model = build(**kwargs)
-    images = jax.random.normal(jax.random.key(1), (2, *IMAGE))
+    images = jax.random.normal(jax.random.key(0), (2, *IMAGE))
     codes, maps = model.encoder(images)
     other = [m + 1 for m in maps]
     same = np.array_equal(model.decoder(codes, maps), model.decoder(codes, other))
@@ -111,7 +132,7 @@ def test_only_shortcuts_into_the_decoder_let_it_see_the_image_around_the_code(kw
 
 def test_symmetric_shortcuts_join_every_second_deconvolution_with_the_maps_it_mirrors():
     model = build(depth=10, skip="symmetric", pool=False)
-    codes, maps = model.encoder(jax.random.normal(jax.random.key(1), (2, *IMAGE)))
+    codes, maps = model.encoder(jax.random.normal(jax.random.key(0), (2, *IMAGE)))
     whole = model.decoder(codes, maps)
 
     def read(decoder):
@@ -133,23 +154,18 @@ def test_symmetric_shortcuts_join_every_second_deconvolution_with_the_maps_it_mi
 @pytest.mark.parametrize("code", ["dense", "pooled", "conv"])
 @pytest.mark.parametrize("norm", ["none", "batch", "group"])
 def test_every_kind_of_code_and_norm_reconstructs_shape(code, norm):
-    model = build(code=code, norm=norm)
-    images = jnp.ones((2, *IMAGE))
-    assert model.encode(images).shape == (2, 128)
-    assert model(images).shape == images.shape
+    codes, _, made = traced(code=code, norm=norm)
+    assert (codes.shape, made.shape) == ((2, 128), (2, *IMAGE))
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
-    model = build(dtype=jnp.bfloat16)
-    assert model(jnp.ones((1, *IMAGE))).dtype == jnp.bfloat16
-    leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
+    assert traced(dtype=jnp.bfloat16)[-1].dtype == jnp.bfloat16
+    leaves = jax.tree.leaves(nnx.state(build(depth=4, dtype=jnp.bfloat16), nnx.Param))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
 
 
 def test_other_square_sizes_work():
-    model = build(image_shape=(24, 24, 1))
-    images = jnp.ones((2, 24, 24, 1))
-    assert model(images).shape == images.shape
+    assert traced((2, 24, 24, 1), image_shape=(24, 24, 1))[-1].shape == (2, 24, 24, 1)
 
 
 @pytest.mark.parametrize(
@@ -170,23 +186,19 @@ def test_other_square_sizes_work():
 )
 def test_what_cannot_be_built_is_an_error_that_names_it(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        build(**kwargs)
+        Architecture(**{"depth": 10, **kwargs})
 
 
 def test_paper_names_follow_from_pooling_and_shortcuts():
-    names = {
-        autoencoder.configuration_name(b.keywords["pool"], b.keywords["skip"]): n
-        for n, b in CONFIGURATIONS.items()
-    }
-    assert all(key == name for key, name in names.items())
-    assert autoencoder.configuration_name(False, "symmetric", True) == "EDSSCIR"
-    assert autoencoder.configuration_name(False, "none") is None
-    assert autoencoder.sscair(rngs=nnx.Rngs(0), width=8).encoder.pooled_after == (1, 2, 4)
+    assert all(configuration_name(**choices) == name for name, choices in CONFIGURATIONS.items())
+    assert configuration_name(False, "symmetric", True) == "EDSSCIR"
+    assert configuration_name(True, "symmetric", True) is None
+    assert configuration_name(False, "none") is None
 
 
 def test_standardised_training_images_have_zero_mean_and_unit_variance():
     images = np.random.default_rng(0).integers(0, 256, (64, *IMAGE)).astype(np.uint8)
-    net = autoencoder.make_net(build(), *loop.channel_statistics(images))
+    net = make_net(build(), *loop.channel_statistics(images))
     out = np.asarray(net.standardise(jnp.asarray(images)))
     np.testing.assert_allclose(out.mean(axis=(0, 1, 2)), 0, atol=1e-4)
     np.testing.assert_allclose(out.std(axis=(0, 1, 2)), 1, atol=1e-4)
@@ -199,25 +211,22 @@ def test_counted_multiplications_are_those_that_xla_counts(depth, pool):
     graphdef, state = nnx.split(model)
     net = jax.jit(lambda state, images: nnx.merge(graphdef, state)(images))
     analysis = net.lower(state, jnp.zeros((1, *IMAGE))).compile().cost_analysis()
-    counted = autoencoder.multiplications(
-        depth=depth, width=8, code_dim=128, pool=pool, image_shape=IMAGE
-    )
+    counted = Architecture(depth=depth, width=8, pool=pool).multiplications()
     # XLA counts additions as well, and leaves out what falls on the padding of "SAME".
     assert 0.8 * 2 * counted < analysis["flops"] < 1.1 * 2 * counted
 
 
 def test_fewer_poolings_leave_larger_maps():
-    model = build(depth=20, pools=2)
-    _, maps = model.encoder(jnp.zeros((1, *IMAGE)))
+    _, maps, made = traced(depth=20, pools=2)
     assert maps[-1].shape[1] == 8
-    assert model(jnp.zeros((1, *IMAGE))).shape == (1, *IMAGE)
+    assert made.shape == (2, *IMAGE)
 
 
 @pytest.mark.parametrize("skip", ["none", "symmetric", "asymmetric"])
 @pytest.mark.parametrize("pool", [True, False])
 def test_undoing_every_pair_one_after_another_is_decoding_without_shortcuts(pool, skip):
     model = build(depth=10, pool=pool, skip=skip)
-    images = jax.random.normal(jax.random.key(1), (2, *IMAGE))
+    images = jax.random.normal(jax.random.key(0), (2, *IMAGE))
     codes, maps = model.encoder(images)
     for pair in range(1, 7):
         undone, wanted = model.undo_pair(images, pair)
@@ -232,7 +241,7 @@ def test_undoing_every_pair_one_after_another_is_decoding_without_shortcuts(pool
 
 def test_every_parameter_belongs_to_one_pair():
     depth = 10
-    names = sgd.parameter_names(nnx.state(build(depth=depth), nnx.Param))
-    prefixes = [autoencoder.pair_parameters(pair, depth) for pair in range(1, depth // 2 + 2)]
+    names = parameter_names(nnx.state(build(depth=depth), nnx.Param))
+    prefixes = [pair_parameters(pair, depth) for pair in range(1, depth // 2 + 2)]
     owners = [sum(name.startswith(own) for own in prefixes) for name in names]
     assert owners == [1] * len(names)

@@ -7,6 +7,7 @@ import pytest
 from conftest import class_images
 
 from air_jax.models import encode
+from air_jax.models.net import make_net
 from air_jax.training import loop
 
 IMAGES, _ = class_images(75)
@@ -68,13 +69,6 @@ def test_a_decoder_fed_around_the_code_shows_in_the_shuffled_loss(small_config, 
     net = loop.new_net(small_config, (8, 8, 3), *loop.channel_statistics(IMAGES), mesh)
     model = net.module()
     model.decoder.expand.kernel[...] = jnp.zeros_like(model.decoder.expand.kernel[...])
-    unused = loop.models.make_net(model, net.mean, net.std)
+    unused = make_net(model, net.mean, net.std)
     losses = encode.held_out_losses(unused, IMAGES, mesh, batch=32)
     assert losses.loss == losses.code_shuffled_loss
-
-
-def test_batches_that_do_not_divide_over_the_devices_are_an_error():
-    with pytest.raises(ValueError, match="encode.batch=30: expected a positive multiple of the 4"):
-        encode.validate(30, 4)
-    with pytest.raises(ValueError, match="encode.batch=0"):
-        encode.validate(0, 1)

@@ -1,6 +1,6 @@
 """Commands killed at random moments: what they make in the end is what an undisturbed one makes.
 
-Long ones count for the table in `docs/faults.md`; of each kind there is a short one too.
+Long ones count for the table in `docs/reliability.md`; of each kind there is a short one too.
 """
 
 import shutil

@@ -11,10 +11,12 @@ from jax.sharding import AxisType, PartitionSpec
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from air_jax.models import autoencoder
+from air_jax.models.net import count_parameters
 from air_jax.runtime import sharding
-from air_jax.search import sharded_search
-from air_jax.training import loop, sgd
+from air_jax.search import device_codes, full_ranking
+from air_jax.training import loop
+from air_jax.training.optimizer import make_optimizer
+from air_jax.training.step import Phase, compile_step, initial_state
 from benchmarks import communication
 from benchmarks.communication import Collective
 
@@ -147,11 +149,11 @@ def test_other_text_and_unknown_groups_are_errors():
 def compiled_step(config, mesh, **options):
     half = np.full(3, 0.5, np.float32)
     net = loop.new_net(config, (8, 8, 3), half, half / 2, mesh)
-    state = sgd.initial_state(net, sgd.make_optimizer(config.train, 10), mesh)
-    phase = sgd.Phase(0, 10, None)
-    compiled, _ = sgd.compile_step(config, net, state, phase, (8, 8, 3), mesh, **options)
+    state = initial_state(net, make_optimizer(config.train, 10), mesh)
+    phase = Phase(0, 10, None)
+    compiled, _ = compile_step(config, net, state, phase, (8, 8, 3), mesh, **options)
     text = compiled.as_text()
-    return communication.collectives(text), autoencoder.count_parameters(net.params)
+    return communication.collectives(text), count_parameters(net.params)
 
 
 def test_a_training_step_sends_its_gradients_and_its_loss_once(small_config, mesh4):
@@ -173,10 +175,10 @@ def test_sharded_search_gathers_what_each_device_found_and_ranks_are_two_sums(me
         return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
     queries, codes, norms = array((6, 16), whole), array((400, 16), rows), array((400,), rows)
-    program = sharded_search._search_block.lower(queries, codes, norms, k=10, mesh=mesh4)
+    program = device_codes._search_block.lower(queries, codes, norms, k=10, mesh=mesh4)
     each = communication.collectives(program.compile().as_text())
     assert each == [Collective("all-gather", 1, 6 * 4 * 10 * 4, 1, 4)] * 2  # values, positions
     items = array((6, 7), whole, jnp.int32)
-    program = sharded_search._ranks_block.lower(queries, items, codes, norms, mesh=mesh4)
+    program = full_ranking._ranks_block.lower(queries, items, codes, norms, mesh=mesh4)
     each = communication.collectives(program.compile().as_text())
     assert each == [Collective("all-reduce", 1, 6 * 7 * 4, 1, 4)] * 2

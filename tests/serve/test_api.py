@@ -94,7 +94,7 @@ def upload(client, content=None, expected=200, kind="image/png"):
 
 def test_the_first_retrieval_is_the_nearest_images_without_the_query(client, index):
     opened = ImageIndex(index)
-    codes = np.asarray(opened.store.exact)
+    codes = np.asarray(opened.codes.exact)
     position = opened.position(5)
     order = np.argsort(((codes - codes[position]) ** 2).sum(axis=1), kind="stable")
     expected = [int(opened.ids[p]) for p in order if p != position]
@@ -305,7 +305,7 @@ def test_the_exported_model_ranks_as_the_page_did(client, index):
     content = client.get(f"/api/sessions/{session['session']}/model.npz").content
     with np.load(io.BytesIO(content), allow_pickle=False) as model:
         assert str(model["kind"]) == "linear"
-        codes = np.asarray(ImageIndex(index).store.exact)
+        codes = np.asarray(ImageIndex(index).codes.exact)
         standardised = (codes - model["mean"]) / model["deviation"]
         scores = standardised @ model["weights"][0] + model["intercept"][0]
     opened = ImageIndex(index)
@@ -400,7 +400,7 @@ def test_an_index_made_anew_is_served_without_a_new_start_and_sessions_go_on(fol
     assert len(ask(client, "GET", f"/sessions/{session['session']}")["marks"]) == 2
     uploaded = start(client, uploads=[upload(client, png(colour="blue"))["upload"]])
     assert shown(uploaded)[0] == new["image"]
-    assert len(before.index.store.exact) == 12
+    assert len(before.index.codes.exact) == 12
 
 
 def test_an_index_that_cannot_be_opened_anew_is_still_served_as_it_was(followed):

@@ -1,0 +1,227 @@
+"""Codes on the device: their scores by any scorer, and exact search by distance.
+
+On a mesh each device holds and searches its own rows of the codes; what the devices find is
+gathered and merged. The search then finds the same as on one device, equal distances in order of
+the positions.
+"""
+
+from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from air_jax.runtime import distributed, sharding
+from air_jax.search import distances, scorers
+from air_jax.search.codes import Top, checked_without, deviation_of
+from air_jax.search.distances import BLOCK
+from air_jax.search.scorers import OUTSIDE, Kernel, Mixture, Near, Scorer
+
+AXIS = "data"  # of the mesh
+
+
+class DeviceCodes:
+    """Codes on the device: `codes.Codes`.
+
+    Args:
+        codes: [N, D], of any float type and memory order.
+        mesh: the rows are split over its devices, for `search` and
+            `full_ranking.ranks_by_distance` alone. None: all rows are on the default device.
+
+    Attributes:
+        centred: [N, D] float32. On a mesh zeros fill it up to as many rows for each device.
+        lengths: [N] float32, the squared lengths of the centred codes; infinite for filled up rows.
+        mean, covariance, deviation: see `codes.Codes`; computed when first asked for.
+
+    Raises:
+        ValueError: the codes are not a matrix, empty, or hold NaN or infinity.
+    """
+
+    def __init__(self, codes: np.ndarray, mesh: Mesh | None = None):
+        _check("database", codes)
+        self.size, self.dimension = codes.shape
+        self.mean = codes.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.mesh = mesh
+        centred = (codes - self.mean).astype(np.float32)
+        if mesh is None:
+            self.centred = jnp.asarray(centred)
+            self.lengths = jnp.sum(self.centred**2, axis=1)
+            return
+        filling = -self.size % mesh.size
+        lengths = np.square(centred).sum(axis=1)
+        lengths = np.pad(lengths, (0, filling), constant_values=np.inf)
+        rows = np.pad(centred, ((0, filling), (0, 0)))
+        self.centred, self.lengths = sharding.put((rows, lengths), sharding.by_rows(mesh))
+
+    @cached_property
+    def covariance(self) -> np.ndarray:
+        products = jnp.matmul(self.centred.T, self.centred, precision="highest")
+        return np.asarray(products) / self.size
+
+    @cached_property
+    def deviation(self) -> np.ndarray:
+        return deviation_of(self.covariance)
+
+    @cached_property
+    def _standardised(self) -> tuple[jax.Array, jax.Array]:
+        """Codes [N, D] of unit deviation in each dimension, and their squared lengths [N]."""
+        codes = self.centred / self.deviation
+        return codes, jnp.sum(codes**2, axis=1)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def get(self, positions: np.ndarray) -> np.ndarray:
+        return self.take(positions) + self.mean
+
+    def take(self, positions: np.ndarray) -> np.ndarray:
+        return np.asarray(self.centred)[positions]
+
+    def centre(self, queries: np.ndarray) -> np.ndarray:
+        """Query codes [Q, D] -> float32, less the mean of these codes.
+
+        Raises:
+            ValueError: the queries have another dimension, or hold NaN or infinity.
+        """
+        _check("query", queries)
+        if queries.shape[1] != self.dimension:
+            raise ValueError(
+                f"query codes have {queries.shape[1]} dimensions, "
+                f"the database's have {self.dimension}"
+            )
+        return (queries - self.mean).astype(np.float32)
+
+    def top(
+        self, scorer: Scorer, k: int, without: np.ndarray | None = None, show: str = "best"
+    ) -> Top:
+        without = checked_without(k, self.size, without)
+        scores = scorers.SHOW[show](self.scores(scorer))
+        values, positions = jax.device_get(distances.best_unmarked(scores, without, k))
+        return Top(positions, values, np.ones(len(values), bool))
+
+    def scores(self, scorer: Scorer) -> jax.Array:
+        """Scores [B, N] float32 of all codes."""
+        if self.mesh is not None:
+            raise ValueError("codes that are split over a mesh are only searched by distance")
+        match scorer:
+            case Near(points):
+                return distances.negative_distances(jnp.asarray(points), self.centred, self.lengths)
+            case Kernel() if jax.default_backend() == "cpu":
+                return self._shared_decisions(scorer)
+            case Mixture(kernel, near, weights):
+                return weights[:, :1] * self.scores(kernel) + weights[:, 1:] * self.scores(near)
+            case _:
+                return scorers.of_standardised(scorer, self._standardised[0])
+
+    def _shared_decisions(self, kernel: Kernel) -> jax.Array:
+        """Decision values [B, N], on a CPU: sessions mark many of the same images."""
+        codes, lengths = map(np.asarray, self._standardised)
+        outside = kernel.positions == OUTSIDE
+        used, places = np.unique(np.where(outside, 0, kernel.positions), return_inverse=True)
+        places = places.reshape(kernel.positions.shape)
+        places[outside] = len(used) + np.arange(np.count_nonzero(outside))
+        rows = np.concatenate([codes[used], kernel.machines.support[outside]])
+        return jnp.asarray(
+            scorers.rbf_decisions_of_shared(rows, places, kernel.machines, codes, lengths)
+        )
+
+
+def _check(name: str, codes: np.ndarray) -> None:
+    if codes.ndim != 2 or not len(codes):
+        raise ValueError(f"{name} codes have shape {list(codes.shape)}; expected [N > 0, D]")
+    finite = np.isfinite(codes).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{np.count_nonzero(~finite)} of {len(codes)} {name} codes hold NaN or infinity, "
+            f"the first at {int(np.argmin(finite))}"
+        )
+
+
+def search(
+    codes: DeviceCodes,
+    queries: np.ndarray,
+    k: int,
+    block: int = BLOCK,
+    precision: str = "float32",
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest images of each query, exactly.
+
+    Each of several processes searches for its share of the queries, and gets what all have found;
+    on a mesh, all processes of the mesh search for all queries together.
+
+    Args:
+        codes: of N images.
+        queries: [Q, D], not centred.
+        k: from 1 to N.
+        block: queries at a time.
+        precision: of `distances.PRECISIONS`.
+
+    Returns:
+        Squared distances [Q, k] float32, ascending, and positions [Q, k] int32.
+
+    Raises:
+        ValueError: k is out of range, or `queries` do not fit the codes.
+    """
+    if not 1 <= k <= len(codes):
+        raise ValueError(f"k={k}: expected from 1 to the {len(codes)} images in the database")
+    count = len(queries)
+    if codes.mesh is None:
+        (queries,) = distributed.shares(queries)
+    arrays, options = (codes.centred, codes.lengths), {"precision": precision, "mesh": codes.mesh}
+    parts = [
+        jax.device_get(_search_block(rows, *arrays, k=k, **options))
+        for rows in distances.blocks(codes.centre(queries), block)
+    ]
+    found = (np.concatenate(part)[: len(queries)] for part in zip(*parts, strict=True))
+    if codes.mesh is None:
+        found = (distributed.gather(rows, count) for rows in found)
+    squares, positions = found
+    return squares, positions
+
+
+@partial(jax.jit, static_argnames=("k", "precision", "mesh"))
+def _search_block(
+    queries: jax.Array,
+    codes: jax.Array,
+    lengths: jax.Array,
+    *,
+    k: int,
+    precision: str = "float32",
+    mesh: Mesh | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    def local(
+        queries: jax.Array, codes: jax.Array, lengths: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        scores = -distances.squared_distances(queries, codes, lengths, precision)
+        return distances.nearest(scores, min(k, len(codes)))
+
+    def merged(
+        queries: jax.Array, codes: jax.Array, lengths: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        values, positions = local(queries, codes, lengths)
+        positions = positions + len(codes) * jax.lax.axis_index(AXIS)
+        # In order of the devices, hence of the database: equal values keep it.
+        values, positions = (
+            jax.lax.all_gather(found, AXIS, axis=1, tiled=True) for found in (values, positions)
+        )
+        values, places = jax.lax.top_k(values, k)
+        return values, jnp.take_along_axis(positions, places, axis=1)
+
+    program = local if mesh is None else on_rows(merged, mesh, others=1)
+    values, positions = program(queries, codes, lengths)
+    return -values, positions
+
+
+def on_rows(function: Callable[..., Any], mesh: Mesh, others: int) -> Callable[..., Any]:
+    """`function(*others, codes, lengths)` on each device's rows; results are the same on all."""
+    whole, rows = PartitionSpec(), PartitionSpec(AXIS)
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=(whole,) * others + (rows, rows),
+        out_specs=whole,
+        check_vma=False,
+    )

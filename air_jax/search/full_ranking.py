@@ -1,0 +1,217 @@
+"""Where images stand in the full ranking of a database: the ranks that metrics are computed from.
+
+Ranks count from 0, by decreasing score; equal scores are in order of the positions.
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from air_jax.runtime import distributed
+from air_jax.runtime.progress import Progress
+from air_jax.search.device_codes import AXIS, DeviceCodes, on_rows
+from air_jax.search.distances import BLOCK, blocks, negative_distances
+
+CORES = os.cpu_count() or 1
+PADDING = -1  # in rows of positions that are shorter than others
+
+
+def relevant_items(query_labels: np.ndarray, database_labels: np.ndarray) -> np.ndarray:
+    """The database positions of each query's class, int32 [Q, R], rows filled up by `PADDING`."""
+    classes, which = np.unique(query_labels, return_inverse=True)
+    members = [np.flatnonzero(database_labels == label) for label in classes]
+    table = np.full((len(classes), max(map(len, members))), PADDING, np.int32)
+    for row, positions in zip(table, members, strict=True):
+        row[: len(positions)] = positions
+    return table[which]
+
+
+def ranks(scores: jax.Array, items: np.ndarray) -> np.ndarray:
+    """Where each of some images stands in the full ranking of the database.
+
+    Counts, for each item, the images before it: those of a higher score, and those of the same
+    score with a smaller index.
+
+    Args:
+        scores: [Q, N] float32, finite, or minus infinity for last.
+        items: [Q, M] int32 database positions; `PADDING` where a row has fewer.
+
+    Returns:
+        [Q, M] int32 from 0; N for padding.
+    """
+    if jax.default_backend() == "cpu":
+        return ranks_by_sorting(np.asarray(scores), np.asarray(items))
+    return np.asarray(ranks_by_bisection(scores, items))
+
+
+def ranks_by_sorting(scores: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """`ranks` on the CPU: NumPy sorts values with vector instructions, some rows on each core."""
+    found = np.empty(items.shape, np.int32)
+    size = scores.shape[1]
+
+    def some(rows: np.ndarray) -> None:
+        ordered = np.empty(size, np.float32)  # a fresh one for each row costs as much as the sort
+        for row in rows:
+            np.negative(scores[row], out=ordered)
+            ordered.sort()
+            values = -scores[row, items[row]]
+            place = np.searchsorted(ordered, values)
+            # Where the next value is the same, the index decides.
+            tied = (ordered[np.minimum(place + 1, size - 1)] == values) & (place + 1 < size)
+            for value in set(values[tied].tolist()):
+                own = values == value
+                equals = np.flatnonzero(scores[row] == -value)
+                place[own] += np.searchsorted(equals, items[row, own])
+            found[row] = np.where(items[row] == PADDING, size, place)
+
+    with ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(some, np.array_split(np.arange(len(items)), CORES)))
+    return found
+
+
+@jax.jit
+def ranks_by_bisection(scores: jax.Array, items: jax.Array) -> jax.Array:
+    """`ranks` on an accelerator, without a sort of the database.
+
+    Only the items are sorted; each image of the database finds its place among them by bisection.
+    """
+    size = scores.shape[1]
+
+    def ranks_of_row(distances: jax.Array, items: jax.Array) -> jax.Array:
+        values = jnp.where(items == PADDING, jnp.inf, distances[items])
+        before = images_before(distances, 0, values, jnp.where(items == PADDING, size, items))
+        return jnp.where(items == PADDING, size, before)
+
+    return jax.vmap(ranks_of_row)(-scores, items)
+
+
+def images_before(
+    distances: jax.Array, first: jax.Array | int, values: jax.Array, items: jax.Array
+) -> jax.Array:
+    """How many of some images of the database stand before each of M items.
+
+    Args:
+        distances: [N] float32, of neighbouring images.
+        first: the database position of the first of them.
+        values: [M] float32, the items' distances.
+        items: [M] int32, their positions in the database, whether among the images or not.
+
+    Returns:
+        [M] int32.
+    """
+    size, count = len(distances), len(items)
+    value, index, place = jax.lax.sort((values, items, jnp.arange(count)), num_keys=2)
+
+    # For every image, the number of items that stand before it: the first item it is before.
+    positions = first + jnp.arange(size)
+    low = jnp.zeros(size, jnp.int32)
+    high = jnp.full(size, count, jnp.int32)
+    for _ in range(count.bit_length()):
+        middle = (low + high) // 2
+        at = jnp.minimum(middle, count - 1)
+        item_is_before = (value[at] < distances) | (
+            (value[at] == distances) & (index[at] < positions)
+        )
+        searching = low < high
+        low = jnp.where(searching & item_is_before, middle + 1, low)
+        high = jnp.where(searching & ~item_is_before, middle, high)
+    # Before item p stand the images with at most p items before them, less the item itself.
+    images_at = jnp.zeros(count + 1, jnp.int32).at[low].add(1)
+    is_image = (index >= first) & (index < first + size)
+    before = jnp.cumsum(images_at)[:count] - is_image
+    return jnp.zeros(count, jnp.int32).at[place].set(before)
+
+
+def ranks_by_distance(
+    codes: DeviceCodes,
+    queries: np.ndarray,
+    items: np.ndarray,
+    block: int = BLOCK,
+    label: str | None = None,
+    precision: str = "float32",
+) -> np.ndarray:
+    """Where some images stand for each query by distance.
+
+    Each of several processes ranks its share of the queries, and gets the ranks of all; on a mesh,
+    all processes of the mesh rank all queries together.
+
+    Args:
+        codes: of N images.
+        queries: [Q, D], not centred.
+        items: [Q, M] positions; see `ranks`.
+        block: queries at a time.
+        label: of the progress that is shown; None shows none.
+        precision: one of `distances.PRECISIONS`.
+
+    Returns:
+        [Q, M] int32; see `ranks`.
+
+    Raises:
+        ValueError: `queries` do not fit the codes.
+    """
+    count = len(queries)
+    if codes.mesh is None:
+        queries, items = distributed.shares(queries, items)
+    progress = Progress(label, len(queries), unit="queries") if label else None
+    wanted = blocks(items, block)
+    rows = blocks(codes.centre(queries), block)
+    arrays = codes.centred, codes.lengths
+    found = []
+    if codes.mesh is None:
+        # The next block's scores are computed while these are ranked.
+        for scores in _ahead(negative_distances(part, *arrays, precision) for part in rows):
+            found.append(ranks(scores, next(wanted)))
+            if progress:
+                progress.advance(min(block, progress.total - progress.done))
+    else:
+        for part in rows:
+            held = _ranks_block(part, next(wanted), *arrays, mesh=codes.mesh, precision=precision)
+            found.append(np.asarray(held))
+    if progress:
+        progress.close()
+    rank = np.concatenate(found)[: len(queries)]
+    if codes.mesh is None:
+        return distributed.gather(rank, count)
+    return np.where(items == PADDING, len(codes), rank)
+
+
+@partial(jax.jit, static_argnames=("mesh", "precision"))
+def _ranks_block(
+    queries: jax.Array,
+    items: jax.Array,
+    codes: jax.Array,
+    lengths: jax.Array,
+    *,
+    mesh: Mesh,
+    precision: str = "float32",
+) -> jax.Array:
+    def local(
+        queries: jax.Array, items: jax.Array, codes: jax.Array, lengths: jax.Array
+    ) -> jax.Array:
+        rows = len(codes)
+        first = rows * jax.lax.axis_index(AXIS)
+        distances = -negative_distances(queries, codes, lengths, precision)
+        own = (items >= first) & (items < first + rows)
+        held = jnp.take_along_axis(distances, jnp.clip(items - first, 0, rows - 1), axis=1)
+        values = jax.lax.psum(jnp.where(own, held, 0), AXIS)  # one device has each
+        before = jax.vmap(images_before, in_axes=(0, None, 0, 0))
+        return jax.lax.psum(before(distances, first, values, items), AXIS)
+
+    return on_rows(local, mesh, others=2)(queries, items, codes, lengths)
+
+
+def _ahead(made: Iterator[jax.Array]) -> Iterator[jax.Array]:
+    """The same, each dispatched before the one before it is used."""
+    last = None
+    for value in made:
+        if last is not None:
+            yield last
+        last = value
+    if last is not None:
+        yield last

@@ -1,0 +1,218 @@
+"""One step of training: the loss, its gradient, the update; and its compilation."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from air_jax.data.loaders import Batches
+from air_jax.models.autoencoder import pair_parameters
+from air_jax.models.net import Net, parameter_names
+from air_jax.runtime import sharding
+from air_jax.training.optimizer import make_optimizer, norms
+
+CORRUPTIONS = ("none", "mask", "noise")
+MASK_BLOCK = 4  # pixels
+
+
+class TrainState(NamedTuple):
+    """What changes in training.
+
+    Attributes:
+        step: steps done, int32 [].
+        params: the net's parameters, float32.
+        stats: its running statistics, if it has batch normalisation.
+        opt_state: the optimiser's momentum.
+    """
+
+    step: jax.Array
+    params: nnx.State
+    stats: nnx.State
+    opt_state: optax.OptState
+
+
+# A state and the metrics of the steps to it.
+Stepped = tuple[TrainState, dict[str, jax.Array]]
+
+
+class Phase(NamedTuple):
+    """A stretch of training with one objective.
+
+    Attributes:
+        start: steps before it.
+        end: steps at its end.
+        pair: the pair of layers that is trained, from 1; None: the whole net.
+    """
+
+    start: int
+    end: int
+    pair: int | None
+
+
+def corrupt(images: jax.Array, kind: str, amount: float, key: jax.Array) -> jax.Array:
+    """What the encoder sees instead of standardised images [B, S, S, C]; same shape.
+
+    "mask" sets `amount` of the 4x4 blocks to zero (the mean), "noise" adds Gaussian noise of
+    standard deviation `amount`.
+    """
+    if kind == "noise":
+        return images + amount * jax.random.normal(key, images.shape)
+    if kind == "mask":
+        batch, size = images.shape[:2]
+        blocks = -(-size // MASK_BLOCK)
+        kept = jax.random.bernoulli(key, 1 - amount, (batch, blocks, blocks))
+        kept = kept.repeat(MASK_BLOCK, axis=1).repeat(MASK_BLOCK, axis=2)[:, :size, :size]
+        return images * kept[..., None]
+    return images
+
+
+def train_step(
+    state: TrainState,
+    images: jax.Array,
+    key: jax.Array,
+    *,
+    net: Net,
+    optimizer: optax.GradientTransformation,
+    corruption: str = "none",
+    corruption_amount: float = 0.0,
+    pair: int | None = None,
+) -> Stepped:
+    """One step of SGD on the mean squared error (eq 4, 5).
+
+    Args:
+        state: before the step.
+        images: a batch [B, S, S, C] uint8.
+        key: of the run; the step's own is folded in.
+        net: gives structure and standardisation; its parameters are not used.
+        optimizer: as `state.opt_state` is of.
+        corruption: what is done to the encoder's input; the target is the clean image.
+        corruption_amount: see `corrupt`.
+        pair: train this pair of layers alone, on the maps that it reads; see
+            `Autoencoder.undo_pair`.
+
+    Returns:
+        The state after the step, and from before it the loss float32 [], the gradient's norm
+        float32 [], and its norm by parameter, in the order of `parameter_names`, float32 [P]:
+        {"loss", "grad_norm", "grad_norms"}.
+    """
+    target = net.standardise(images)
+    noise_key = jax.random.fold_in(key, state.step)
+    source = corrupt(target, corruption, corruption_amount, noise_key)
+
+    def loss_fn(params: nnx.State) -> tuple[jax.Array, nnx.State]:
+        model = nnx.merge(net.graphdef, params, state.stats, copy=True)
+        model.train()
+        if pair is None:
+            output, wanted = model(source), target
+        else:
+            output, wanted = model.undo_pair(source, pair)
+            wanted = target if pair == 1 else jax.lax.stop_gradient(wanted)
+        error = output.astype(jnp.float32) - wanted.astype(jnp.float32)
+        return jnp.mean(jnp.square(error)), nnx.state(model, nnx.BatchStat)
+
+    (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    if pair is not None:
+        grads = _of_pair(grads, pair, net)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    if pair is not None:  # weight decay would move the others as well
+        updates = _of_pair(updates, pair, net)
+    params = optax.apply_updates(state.params, updates)
+    layer_norms = norms(grads)
+    metrics = {"loss": loss, "grad_norm": jnp.linalg.norm(layer_norms), "grad_norms": layer_norms}
+    return TrainState(state.step + 1, params, stats, opt_state), metrics
+
+
+def _of_pair(tree: nnx.State, pair: int, net: Net) -> nnx.State:
+    """Gradients or updates of one pair's parameters, zero for all others."""
+    prefixes = pair_parameters(pair, net.depth)
+    leaves, structure = jax.tree.flatten(tree)
+    kept = [
+        leaf if name.startswith(prefixes) else jnp.zeros_like(leaf)
+        for name, leaf in zip(parameter_names(tree), leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, kept)
+
+
+def initial_state(net: Net, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state of step 0, a copy on each device of the mesh.
+
+    It shares no buffer with `net`: the train step donates its state, and `net` stays usable.
+    """
+    params, stats = jax.tree.map(jnp.copy, (net.params, net.stats))
+    state = TrainState(jnp.int32(0), params, stats, optimizer.init(params))
+    return sharding.put(state, sharding.replicated(mesh))
+
+
+def compile_step(
+    config: ml_collections.ConfigDict,
+    net: Net,
+    state: TrainState,
+    phase: Phase,
+    image_shape: tuple[int, ...],
+    mesh: Mesh,
+    steps: int = 1,
+    resident_images: int = 0,
+) -> tuple[jax.stages.Compiled, float]:
+    """Compile `train_step` ahead of time: the state donated, the batch split over the mesh.
+
+    Args:
+        config: the run's.
+        net: gives structure and standardisation.
+        state: before the first step.
+        phase: of the training.
+        image_shape: (S, S, C).
+        mesh: devices to train on.
+        steps: done in one call. Several are a loop on the device.
+        resident_images: of the set that several steps take their batches from.
+
+    Returns:
+        run(state, batch, key) and the seconds that compiling took. `batch` is [B, S, S, C] uint8,
+        or `Batches` of several steps; the metrics that it returns have a leading axis for steps.
+    """
+    one_step = partial(
+        train_step,
+        net=net,
+        optimizer=make_optimizer(config.train, phase.end - phase.start),
+        corruption=config.train.corruption,
+        corruption_amount=config.train.corruption_amount,
+        pair=phase.pair,
+    )
+    whole, rows, batch = sharding.replicated(mesh), sharding.by_rows(mesh), config.train.batch
+
+    # The names are those that profiles and logs of compilations show.
+    def train_one_step(state: TrainState, images: jax.Array, key: jax.Array) -> Stepped:
+        state, metrics = one_step(state, images, key)
+        return state, {name: value[None] for name, value in metrics.items()}
+
+    def train_steps(state: TrainState, batches: Batches, key: jax.Array) -> Stepped:
+        def body(state: TrainState, positions: jax.Array) -> Stepped:
+            images = jax.lax.with_sharding_constraint(batches.images[positions], rows)
+            return one_step(state, images, key)
+
+        return jax.lax.scan(body, state, batches.positions)
+
+    function: Callable[..., Stepped] = train_one_step
+    split: Any = rows
+    shapes: Any = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
+    if steps > 1:
+        function = train_steps
+        split = Batches._make((whole, sharding.by_columns(mesh)))
+        set_of_images = jax.ShapeDtypeStruct((resident_images, *image_shape), jnp.uint8)
+        positions = jax.ShapeDtypeStruct((steps, batch), jnp.int32)
+        shapes = Batches._make((set_of_images, positions))
+    jitted = jax.jit(
+        function,
+        donate_argnums=0,
+        in_shardings=(whole, split, whole),
+        out_shardings=(whole, whole),
+    )
+    started = time.monotonic()
+    compiled = jitted.lower(state, shapes, jax.random.key(0)).compile()
+    return compiled, time.monotonic() - started
