@@ -5,6 +5,7 @@ run to the next: most compile the same few small nets.
 """
 
 import atexit
+import contextlib
 import os
 import shutil
 import subprocess
@@ -27,34 +28,33 @@ from air_jax.data import datasets
 from air_jax.main import main
 from air_jax.runtime import cache, sharding
 
-DAYS_KEPT = 30
+DAYS_KEPT = 10
 
 
 def share_compilations() -> str:
     """A folder of compilations for this test run, which begins with those of earlier ones.
 
-    Compilations of this run are kept for later ones when it ends. They are in a folder of their own
-    until then, because some tests kill programs or fill disks while JAX writes there.
+    Later test runs get the compilations of this one when it ends. Until then it has a folder of its
+    own, because some tests kill programs or fill disks while JAX writes there.
     """
     if "PYTEST_XDIST_WORKER" in os.environ:
         return os.environ["JAX_COMPILATION_CACHE_DIR"]
     kept = cache.cache_directory() / "compilations_of_tests"
     kept.mkdir(parents=True, exist_ok=True)
-    own = Path(tempfile.mkdtemp(prefix="test-run-", dir=kept.parent))
-    for path in kept.iterdir():
-        if path.stat().st_mtime < time.time() - DAYS_KEPT * 24 * 3600:
-            path.unlink(missing_ok=True)
-        else:
-            os.link(path, own / path.name)
+    own = Path(tempfile.mkdtemp(prefix="air_jax-tests-"))
+    for path in kept.glob("*-cache"):
+        with contextlib.suppress(FileNotFoundError):  # another test run may remove it
+            if path.stat().st_mtime > time.time() - DAYS_KEPT * 24 * 3600:
+                shutil.copy2(path, own)
+            else:
+                path.unlink()
 
     def keep() -> None:
         for path in own.glob("*-cache"):
-            try:
-                if path.stat().st_nlink == 1:
-                    zlib.decompress(path.read_bytes())  # an error, if its writing was cut off
-                    os.link(path, kept / path.name)
-            except (zlib.error, FileExistsError):
-                pass
+            if not (kept / path.name).exists():
+                with contextlib.suppress(zlib.error):  # JAX was killed while it wrote
+                    zlib.decompress(path.read_bytes())
+                    os.replace(shutil.copy2(path, kept / own.name), kept / path.name)
         shutil.rmtree(own)
 
     atexit.register(keep)

@@ -169,8 +169,9 @@ def check_fit(
     _check_memory(config, architecture, mesh)
     if "kmeans" in config.retrieval.baselines and image_shape[0] < baselines.SMALLEST_SIDE:
         raise ValueError(
-            f"retrieval.baselines: 'kmeans' needs images of side {baselines.SMALLEST_SIDE} or more, "
-            f"these have {image_shape[0]} (data.size); leave it out"
+            "retrieval.baselines: 'kmeans' needs images of side "
+            f"{baselines.SMALLEST_SIDE} or more, these have {image_shape[0]} (data.size); "
+            "leave it out"
         )
     rounds, marks = config.feedback.rounds, config.feedback.marks_per_round
     if rounds * marks > database:

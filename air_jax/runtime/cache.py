@@ -1,4 +1,4 @@
-"""What is kept between runs of a user: decoded data sets and compilations."""
+"""What a user's runs keep for later runs: decoded data sets and compilations."""
 
 import os
 from pathlib import Path
@@ -9,14 +9,14 @@ SHORTEST_KEPT_COMPILATION = 0.5  # seconds
 
 
 def cache_directory() -> Path:
-    """Where decoded data is kept: `$AIR_JAX_CACHE`, or `~/.cache/air_jax`."""
+    """The folder of what is kept: `$AIR_JAX_CACHE`, or `~/.cache/air_jax`."""
     return Path(os.environ.get("AIR_JAX_CACHE", "~/.cache/air_jax")).expanduser()
 
 
 def keep_compilations() -> None:
-    """Reuse compilations of earlier runs, and of nets of the same shape: XLA's own cache on disk.
+    """Reuse compilations of earlier runs, of nets of the same shape too, by XLA's cache on disk.
 
-    `JAX_COMPILATION_CACHE_DIR` names another folder for it.
+    `JAX_COMPILATION_CACHE_DIR` names another folder for them.
     """
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compilations"))

@@ -1,7 +1,7 @@
-"""What the commands share: flags, and errors in one line.
+"""The command line of commands with a config, and how every command ends.
 
-Exit statuses: 0 done; `FAILED` wrong input, or what only a person can mend; `STOPPED` ended by
-SIGTERM or with another process of the run, the same command continues; `INTERRUPTED` by Ctrl-C.
+Exit statuses: 0: done. `FAILED`: wrong input, or what only a person can mend. `STOPPED`: ended by
+SIGTERM, or with another process of the run; the same command continues. `INTERRUPTED`: Ctrl-C.
 """
 
 import argparse
@@ -95,9 +95,9 @@ def read_config(file: str, overrides: list[str]) -> ml_collections.ConfigDict:
 
 
 def guard(work: Callable[[], None], path: Path) -> int:
-    """Do the work of a command in folder `path`; returns its exit status, errors said.
+    """Do the work of a command in folder `path`, and print its errors; returns its exit status.
 
-    SIGTERM ends it, but where `signals.deferred` lets it save first.
+    SIGTERM ends the work at once, except where `signals.deferred` lets it save first.
     """
     signals.raise_on_sigterm()
     try:
@@ -117,7 +117,7 @@ def guard(work: Callable[[], None], path: Path) -> int:
     except jax.errors.JaxRuntimeError as error:
         if distributed.processes() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
-        # This is how the devices of one process notice that another one is gone.
+        # The devices of one process notice so that another process is gone.
         short = str(error).partition("\n")[0]
         print(
             f"error: process {distributed.process()} of {distributed.processes()}: "

@@ -1,8 +1,14 @@
 """A run of several processes on one or more hosts: `jax.distributed`, and what they agree on.
 
-Every process is started with the same command, on a file system that all of them see. The first
-one writes files and speaks; the devices of all of them share the work. In a run of one process the
-functions below do nothing that takes time.
+Every process starts with the same command, on a file system that all processes see. The first
+process writes files and prints; the devices of all processes share the work. In a run of one
+process the functions below do nothing that takes time.
+
+`multihost_utils` and Orbax have functions for a part of this. They do not serve here:
+`sync_global_devices` and `broadcast_one_to_all` compute on all devices, and on a CPU Gloo gives up
+on a process that comes half a minute later, as one does that writes or compiles;
+`reached_preemption_sync_point`, which Orbax calls too, needs SIGTERM for itself, and would leave
+it without effect in every stage but training.
 """
 
 import ctypes
@@ -20,10 +26,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-HEARTBEAT_SECONDS = 30  # a process that is silent for so long is taken for lost
+HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as lost
 SECONDS_FOR_OTHERS = 2.0
 LOST = 75  # exit status, EX_TEMPFAIL: the same command continues
-_PATIENCE_MS = 24 * 3600 * 1000  # for long work of one process; the loss of it ends the wait
+_PATIENCE_MS = 24 * 3600 * 1000  # for long work of one process; its loss ends the wait
 _DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -32,8 +38,8 @@ class Place(NamedTuple):
 
     Attributes:
         coordinator: "HOST:PORT" that the first process listens on; None: JAX finds it.
-        processes: of the run.
-        process: this one, from 0; None: JAX finds it.
+        processes: number of processes of the run.
+        process: number of this process, from 0; None: JAX finds it.
     """
 
     coordinator: str | None
@@ -52,13 +58,14 @@ def find_place(
     process: int | None,
     environment: Mapping[str, str] = os.environ,
 ) -> Place:
-    """Where this process stands, by flags, else by what schedulers leave in the environment.
+    """Where this process stands, by its flags, else by what a scheduler left in the environment.
 
-    Known are Slurm (within `srun`), Open MPI, Cloud TPU, and `JAX_COORDINATOR_ADDRESS` with
-    `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or an indexed job of Kubernetes instead of the last.
+    The schedulers are Slurm (within `srun`), Open MPI, Cloud TPU, and any that sets
+    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; in an indexed job of
+    Kubernetes its index serves for the last.
 
     Raises:
-        ValueError: flags that do not go together.
+        ValueError: the flags do not go together, or a variable holds no number.
     """
     if processes == 1:
         return ALONE
@@ -69,7 +76,7 @@ def find_place(
         count = _number(environment, "JAX_NUM_PROCESSES")
         own = None if index is None else _number({"JAX_PROCESS_ID": index}, "JAX_PROCESS_ID")
         return ALONE if count == 1 else _checked("JAX_COORDINATOR_ADDRESS", address, count, own)
-    # Of Slurm the step's count: in a batch script without `srun` the job's is not that of a run.
+    # The count of the Slurm step: without `srun` a batch script is one process of a larger job.
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         count = _number(environment, name)
         if count is not None and count > 1:
@@ -105,8 +112,8 @@ def _number(environment: Mapping[str, str], name: str) -> int | None:
 
 
 def _tpu_hosts() -> int:
-    """Hosts of the Cloud TPU slice that this one is of; 1 elsewhere."""
-    # JAX's own detection, which asks the metadata server: there is no public way to it.
+    """Number of hosts of this host's Cloud TPU slice; 1 elsewhere."""
+    # JAX has no public name for its own detection, which asks the metadata server.
     from jax._src.clusters import cloud_tpu_cluster
 
     for kind in (cloud_tpu_cluster.GkeTpuCluster, cloud_tpu_cluster.GceTpuCluster):
@@ -116,13 +123,14 @@ def _tpu_hosts() -> int:
 
 
 def start(place: Place) -> None:
-    """Join the other processes; returns once all are there, before any device is used.
+    """Join the other processes; returns once all have joined, before any device is used.
 
-    Of a run of several processes this one is then a child, whose parent waits for it and ends as it
-    does: the loss of another process makes JAX abort, which nothing in the same process can word.
+    In a run of several processes the caller is then a child of the process that was started, which
+    waits for it and ends with its status. JAX aborts when another process is lost, and only a
+    parent can then say why.
 
     Raises:
-        ConnectionError: the others are not found in time.
+        ConnectionError: the processes do not find each other in time.
     """
     global _place
     if place.processes == 1:
@@ -141,12 +149,12 @@ def start(place: Place) -> None:
 
 
 def _supervise() -> None:
-    """Return in a child; this process waits for it, forwards signals, and ends as it does."""
+    """Return in a child; this process forwards signals to the child and ends with its status."""
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        # In a group of its own, lest Ctrl-C reach it twice; but never without its parent.
+        # The child has a group of its own, lest Ctrl-C reach it twice; it ends with its parent.
         os.setpgid(0, 0)
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
@@ -169,10 +177,10 @@ def _supervise() -> None:
 
 
 def leave(status: int) -> None:
-    """End this process of several; the others are not waited for, and notice. Alone: nothing."""
+    """End this process of several without waiting for the others; a single process goes on."""
     if _place.processes > 1:
         if is_first():
-            # Others that met the same error say so before they notice that this one is gone.
+            # Others with the same error print it before they notice that this process is gone.
             time.sleep(SECONDS_FOR_OTHERS)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -185,28 +193,28 @@ def is_first() -> bool:
 
 
 def processes() -> int:
-    """Of the run."""
+    """Number of processes of the run."""
     return _place.processes
 
 
 def process() -> int:
-    """This one's number."""
+    """Number of this process, from 0."""
     assert _place.process is not None
     return _place.process
 
 
 def number_of_call() -> int:
-    """A number that all processes have alike, if they make the same calls."""
+    """A new number, the same in all processes that make the same calls."""
     return next(_calls)
 
 
 def tell(key: str, value: str) -> None:
-    """Let all processes know a value."""
+    """Give all processes a value under a key."""
     _client().key_value_set(f"air_jax/{key}", value, allow_overwrite=True)
 
 
 def hear(key: str, seconds: float | None = None) -> str | None:
-    """The value that a process told; None if none did within the time."""
+    """The value that a process told under a key; None if no process did within the time."""
     patience = _PATIENCE_MS if seconds is None else int(1000 * seconds)
     try:
         return _client().blocking_key_value_get(f"air_jax/{key}", patience)
@@ -217,7 +225,7 @@ def hear(key: str, seconds: float | None = None) -> str | None:
 
 
 def from_first(make: Callable[[], Any]) -> Any:
-    """What `make` returns in the first process, in all of them; anything that JSON holds."""
+    """What `make` returns in the first process, a JSON value; the others do not call it."""
     if _place.processes == 1:
         return make()
     key = f"first/{number_of_call()}"
@@ -227,13 +235,13 @@ def from_first(make: Callable[[], Any]) -> Any:
 
 
 def barrier() -> None:
-    """Wait for all processes: what the first one wrote before, the others can read after."""
+    """Wait for all processes: the others can then read what the first process wrote."""
     if _place.processes > 1:
         _client().wait_at_barrier(f"air_jax/barrier/{number_of_call()}", _PATIENCE_MS)
 
 
 def share(count: int) -> slice:
-    """This process's part of `count` things, which are divided evenly and in order."""
+    """This process's part of `count` things, which the processes divide evenly and in order."""
     return _share(count, process())
 
 
@@ -242,9 +250,10 @@ def _share(count: int, process: int) -> slice:
 
 
 def shares(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """This process's rows of equally long arrays; where there are none the first row.
+    """This process's rows of equally long arrays [N, ...]; the first row if its share is empty.
 
-    What is made of the rows then has shapes and dtypes in every process, and `gather` drops it.
+    Results computed from the rows then have the right shapes and dtypes in every process, and
+    `gather` drops the row that is too many.
     """
     own = share(len(arrays[0]))
     rows = own if own.stop > own.start else slice(0, 1)
@@ -252,22 +261,22 @@ def shares(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def gather(rows: np.ndarray, count: int) -> np.ndarray:
-    """The rows of all processes' shares of `count`, put together in order: [count, ...].
+    """The rows of all processes' shares, put together in order: [count, ...].
 
     Args:
-        rows: of `share(count)`, or more; of any dtype.
-        count: of all.
+        rows: those of `share(count)`, and others after them, which are dropped; of any dtype.
+        count: number of rows of all processes.
     """
     if _place.processes == 1:
         return rows
     own = share(count)
     rows = rows[: own.stop - own.start]
     width = rows.dtype.itemsize * int(np.prod(rows.shape[1:]))
-    # As bytes, padded to the largest share: JAX would make 64-bit numbers 32-bit ones.
+    # As bytes, padded to the largest share: JAX would turn 64-bit numbers into 32-bit ones.
     most = -(-count // _place.processes)
     sent = np.zeros((most, width), np.uint8)
     sent[: len(rows)] = np.ascontiguousarray(rows).view(np.uint8).reshape(len(rows), width)
-    barrier()  # Gloo gives up on a process that comes to its first exchange half a minute later
+    barrier()  # Gloo gives up on a process that comes half a minute later
     received = np.asarray(multihost_utils.process_allgather(sent))
     shares = [_share(count, number) for number in range(_place.processes)]
     whole = [part[: own.stop - own.start] for part, own in zip(received, shares, strict=True)]
@@ -276,12 +285,12 @@ def gather(rows: np.ndarray, count: int) -> np.ndarray:
 
 
 def gather_all(value: np.ndarray) -> np.ndarray:
-    """An array of the same shape from every process, [processes, ...]."""
+    """The arrays of all processes, which have the same shape: [processes, ...]."""
     return gather(value[None], _place.processes)
 
 
 def _client() -> Any:
-    # JAX's key-value store of a run has no public name; Orbax takes it from here, too.
+    # JAX's key-value store of a run has no public name; Orbax takes it from here too.
     from jax._src import distributed
 
     return distributed.global_state.client

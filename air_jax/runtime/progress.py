@@ -22,7 +22,7 @@ def duration(seconds: float) -> str:
 
 
 def say(message: str) -> None:
-    """Print a line at once, above the bar if there is one; of several processes the first does."""
+    """Print a line at once, above the bar if there is one; only the first process prints."""
     if not distributed.is_first():
         return
     tqdm.write(message, file=sys.stdout)
@@ -34,8 +34,8 @@ class Progress:
 
     Args:
         label: what is being done.
-        total: items in all.
-        done: items that were done before, and do not count for the rate.
+        total: number of items in all.
+        done: number of items done before, which do not count for the rate.
         unit: what the items are.
     """
 
@@ -72,7 +72,7 @@ class Progress:
         return (self.done - self.done_before) / elapsed if elapsed > 0 else 0.0
 
     def advance(self, items: int, note: str = "") -> None:
-        """Count `items` more; `note` is shown beside."""
+        """Count `items` more, and show `note` beside the count."""
         self.done += items
         if self.bar is not None:
             self.bar.set_postfix_str(note, refresh=False)

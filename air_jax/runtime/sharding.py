@@ -1,6 +1,6 @@
 """The mesh, and the shardings that everything uses: whole on every device, or split over them.
 
-A mesh may span several processes: `put` and `put_share` are the ways in, for either case.
+A mesh may span several processes. `put` and `put_share` bring arrays to it in either case.
 """
 
 from typing import Any
@@ -13,16 +13,16 @@ from air_jax.runtime import distributed
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """A one-dimensional mesh ("data",) over the given devices, by default all of all processes.
+    """A one-dimensional mesh ("data",) over some devices; by default over those of all processes.
 
-    Devices of a process are neighbours, so that its share of a batch is one piece.
+    The devices of a process are neighbours, so that its share of a batch is one piece.
     """
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def local(mesh: Mesh) -> Mesh:
-    """The part of a mesh that is this process's own."""
+    """The mesh of those devices that are this process's own."""
     own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
     return mesh if len(own) == mesh.size else make_mesh(own)
 
@@ -31,8 +31,8 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
     """A pytree of arrays on the devices of a mesh.
 
     Args:
-        tree: every process has the same values in it.
-        sharding: of every leaf.
+        tree: arrays, the same values in every process.
+        sharding: where every leaf goes.
     """
     if sharding.is_fully_addressable:
         return jax.device_put(tree, sharding)
@@ -50,11 +50,11 @@ def put(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def put_share(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """An array of which each process has the part for its own devices, equal in size.
+    """An array put together from the equal parts that the processes have for their own devices.
 
     Args:
         rows: this process's part along the axis that is split.
-        sharding: splits one axis.
+        sharding: splits one axis over the devices.
     """
     if sharding.is_fully_addressable:
         return jax.device_put(rows, sharding)
@@ -68,7 +68,7 @@ def put_share(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
 
 
 def on_own_devices(tree: Any, mesh: Mesh) -> Any:
-    """Arrays that are whole on every device, as arrays on this process's part of the mesh."""
+    """Arrays that every device holds whole, as arrays on this process's own devices."""
     own = replicated(local(mesh))
     return jax.tree.map(
         lambda leaf: (

@@ -1,4 +1,4 @@
-"""Ctrl-C, and SIGTERM, by which a scheduler takes a machine away: at once, or after a step."""
+"""Ends work by Ctrl-C or SIGTERM, which schedulers send: at once, or after a training step."""
 
 import contextlib
 import signal
@@ -13,11 +13,11 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class Terminated(KeyboardInterrupt):
-    """Stopped by SIGTERM, or with other processes of the run; the same command continues."""
+    """SIGTERM, or another process of the run that stops; the same command continues."""
 
 
 def raise_on_sigterm() -> None:
-    """From now on SIGTERM raises `Terminated` in the main thread, as Ctrl-C KeyboardInterrupt."""
+    """Make SIGTERM raise `Terminated` in the main thread, as Ctrl-C raises KeyboardInterrupt."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Terminated
@@ -26,18 +26,18 @@ def raise_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, stop)
 
 
-# Called after each step or call of several, by all processes of a run; what to raise, or None.
+# All processes of a run call it after each step, or call of several steps: what to raise, or None.
 Asked = Callable[[], type[KeyboardInterrupt] | None]
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Asked]:
-    """Within it Ctrl-C and SIGTERM are only noted.
+    """Note Ctrl-C and SIGTERM, and yield a function that tells what to raise, or None.
 
-    The function it yields tells what to raise when it suits, or None: a step that is cut off has
-    donated its state away, and there would be nothing to save. Ctrl-C again interrupts at once;
-    SIGTERM again does not, as schedulers may send it more than once. Of several processes all stop
-    after the same step, whichever got the signal. Outside the main thread signals are left alone.
+    The caller asks after each step, when the state can be saved: a step that is cut off has donated
+    its state away. A second Ctrl-C interrupts at once; a second SIGTERM does not, since schedulers
+    may send it more than once. All processes of a run stop after the same step, whichever of them
+    got the signal. Outside the main thread signals keep their effect.
     """
     noted: type[KeyboardInterrupt] | None = None
 
@@ -66,10 +66,11 @@ def deferred() -> Iterator[Asked]:
 
 @contextlib.contextmanager
 def _together(noted: Asked) -> Iterator[Asked]:
-    """Processes may be steps apart, and one that is ahead waits for the others within a step.
+    """Make all processes stop after the same step.
 
-    So none may just stop. Once one asks for it, each tells the first step it can still stop after,
-    from a thread of its own, and all stop after the last of these.
+    Processes may be steps apart, and a process that is ahead waits within a step for the others, so
+    no process may just stop. Once a process has noted a signal, each process tells, from a thread
+    of its own, the first step after which it can still stop. All stop after the last of these.
     """
     run = f"stop/{distributed.number_of_call()}"
     access = threading.Lock()
@@ -109,5 +110,5 @@ def _together(noted: Asked) -> Iterator[Asked]:
     try:
         yield asked
     finally:
-        ended.set()  # whoever else stops learns that this one goes to the end
+        ended.set()  # a process that stops learns that this one goes to the end
         thread.join()
