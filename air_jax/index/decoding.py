@@ -7,18 +7,34 @@ import hashlib
 import io
 import os
 import stat
+import struct
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+
+from air_jax.index.rgb_conversion import to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 FITS = ("crop", "stretch")
 THUMBNAIL_SIDE = 192
 # Large photos are decoded at a fraction of their size where JPEG allows; never below this side.
 DECODED_SIDE = 4 * THUMBNAIL_SIDE
-WHITE = (255, 255, 255, 255)
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_DEPTH = 24  # where the first chunk tells the bits of a value
+XMP = b"XML:com.adobe.xmp\0\0"  # not compressed
+TURNS = {  # by EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]
 
 Image.init()  # `formats` finds only what is loaded
 # The bound is ours, given to `open_image`, and looked at before anything is decoded.
@@ -82,10 +98,23 @@ def read_file(path: Path, limits: Limits) -> bytes:
         raise ValueError(error.strerror or str(error)) from error
 
 
-def open_image(source: Path | bytes, limits: Limits) -> Image.Image:
-    """An image as 8-bit RGB, oriented as its EXIF says; of an animation, the first frame.
+class Opened(NamedTuple):
+    """An image that was decoded.
 
-    Transparent parts are laid over white. More than 8 bits are scaled down.
+    Attributes:
+        picture: 8-bit RGB in sRGB, the right way up; smaller than the file's if that is large.
+        width, height: of the file's image in pixels, the right way up.
+    """
+
+    picture: Image.Image
+    width: int
+    height: int
+
+
+def open_image(source: Path | bytes, limits: Limits) -> Opened:
+    """Decode an image: in sRGB, oriented as its EXIF says; of an animation, the first frame.
+
+    `rgb_conversion` says what becomes of transparency, colour profiles and deeper values.
 
     Raises:
         ValueError: it cannot be read or is too large; the message is a short reason.
@@ -93,20 +122,62 @@ def open_image(source: Path | bytes, limits: Limits) -> Image.Image:
     content = read_file(source, limits) if isinstance(source, Path) else source
     if len(content) > limits.bytes:
         raise ValueError(f"it has {len(content):,} bytes; at most {limits.bytes:,}")
+    is_png = content.startswith(PNG_SIGNATURE)
+    content = _without_text(content) if is_png else content
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             width, height = picture.size
             if width * height > limits.pixels:
                 raise ValueError(f"it has {width:,} x {height:,} pixels; at most {limits.pixels:,}")
             picture.draft("RGB", (DECODED_SIDE, DECODED_SIDE))
-            picture.load()
-            return _as_rgb(ImageOps.exif_transpose(picture))
+            drafted = picture.size != (width, height)
+            picture.load()  # turns a TIFF
+            turn = _turn(picture)
+            if not drafted:
+                width, height = picture.size
+            if turn in SIDEWAYS:
+                width, height = height, width
+            rgb = to_rgb(picture, content[PNG_DEPTH] if is_png else None)
+            return Opened(rgb if turn is None else rgb.transpose(turn), width, height)
     except Image.UnidentifiedImageError as error:
         raise ValueError("it is no image of a known format") from error
     except ValueError:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen kinds on damaged files
         raise ValueError(f"it is damaged: {error}") from error
+
+
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """What sets a picture upright, by its EXIF; None if it stands or its EXIF cannot be read.
+
+    `ImageOps.exif_transpose` also writes the EXIF back, which fails where another tag is odd.
+    """
+    try:
+        return TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow's EXIF parser raises several kinds
+        return None
+
+
+def _without_text(content: bytes) -> bytes:
+    """A PNG without what decoding it does not need: its text, and further chunks that are damaged.
+
+    Pillow refuses a file for more than a megabyte of text, or for a bad checksum within it; image
+    generators write such text. XMP stays, since it can tell the orientation.
+    """
+    kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
+    while start + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, start)
+        end = start + 12 + length
+        chunk = content[start:end]
+        needed = kind[:1].isupper() or end > len(content)  # the standard's mark of critical chunks
+        if not needed and (kind != b"iTXt" or chunk[8:].startswith(XMP)):
+            whole = struct.pack(">I", zlib.crc32(chunk[4:-4])) == chunk[-4:]
+            needed = whole and kind not in (b"tEXt", b"zTXt")
+        if needed:
+            kept.append(chunk)
+        start = end
+    kept.append(content[start:])
+    return b"".join(kept)
 
 
 def fit(picture: Image.Image, shape: tuple[int, int, int], how: str = "crop") -> np.ndarray:
@@ -155,8 +226,7 @@ def decode_file(
     except ValueError as error:
         return Decoded(path, error=str(error), lasting=False)
     try:
-        width, height = _size(content)
-        picture = open_image(content, limits)
+        picture, width, height = open_image(content, limits)
         pixels = None if shape is None else fit(picture, shape, how)
         digest = hashlib.sha256(content).hexdigest()
         return Decoded(path, digest, width, height, pixels, thumbnail(picture))
@@ -164,38 +234,3 @@ def decode_file(
         return Decoded(path, error=str(error))
     except MemoryError:
         return Decoded(path, error="there is not enough memory to decode it", lasting=False)
-
-
-def _size(content: bytes) -> tuple[int, int]:
-    """Width and height the right way up, before a JPEG is decoded smaller; (0, 0) if damaged."""
-    try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
-            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)  # orientation
-            return picture.size[::-1] if turned else picture.size
-    except Exception:  # `open_image` says what is wrong with it
-        return 0, 0
-
-
-def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        picture = _as_grey(picture)
-    if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        ground = Image.new("RGBA", picture.size, WHITE)
-        return Image.alpha_composite(ground, picture).convert("RGB")
-    return picture.convert("RGB")
-
-
-def _as_grey(picture: Image.Image) -> Image.Image:
-    """More than 8 bits, or floats, to 8: by the range that the largest value tells of."""
-    values = np.asarray(picture).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("it holds NaN or infinity")
-    largest = values.max(initial=0)
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and 255 < largest <= 65535):
-        values = values / 257
-    elif picture.mode == "F" and largest <= 1:
-        values = values * 255
-    elif largest > 255:
-        values = values * (255 / largest)
-    return Image.fromarray(np.rint(np.clip(values, 0, 255)).astype(np.uint8))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from air_jax.models.architecture import CONFIGURATIONS, configuration_name
+from air_jax.models import architecture
 from air_jax.reproduce import claims, sweep
 from air_jax.reproduce.claims import Values
 from air_jax.reproduce.kept_results import KeptResults
@@ -46,7 +46,7 @@ ByRound = dict[str, list[Values]]
 def variant(member: Member) -> str:
     """The paper's name for a member's net, and whether it is trained on corrupted input."""
     model, train = member.job.config.model, member.job.config.train
-    name = configuration_name(model.pool, model.skip, model.input_residual)
+    name = architecture.configuration_name(model.pool, model.skip, model.input_residual)
     return (name or OTHER) + (DENOISING if train.corruption != "none" else "")
 
 
@@ -132,7 +132,7 @@ def _figure3(job: Job, members: list[Member], entries: list[Entry]) -> dict[str,
         for net, own in seeds.items()
     ]
     # The paper's order, each denoising variant after the one on clean images.
-    names = (*CONFIGURATIONS, OTHER)
+    names = (*architecture.CONFIGURATIONS, OTHER)
     order = [name + suffix for name in names for suffix in ("", DENOISING)]
     nets.sort(key=lambda net: (net["depth"], order.index(net["configuration"])))
     return {"nets": nets, "claims": _claims_about_nets(aps, labels, job.config.sweep.depths)}
@@ -152,7 +152,7 @@ def _claims_about_nets(
 
     best = [
         ((configuration, BEST_DEPTH), (configuration, depth))
-        for configuration in CONFIGURATIONS
+        for configuration in architecture.CONFIGURATIONS
         for depth in depths
         if depth != BEST_DEPTH
     ]

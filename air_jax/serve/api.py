@@ -137,12 +137,13 @@ class Service:
                 409, "this index was made of vectors, without a net: uploads cannot be searched"
             )
         try:
-            picture = decoding.open_image(content, self.limits)
+            picture, width, height = decoding.open_image(content, self.limits)
         except ValueError as error:
             raise HTTPException(422, f"the file cannot be read as an image: {error}") from error
         kept = Upload(
             self.index.about["codes"],
-            *picture.size,
+            width,
+            height,
             self.index.encode(picture),
             decoding.thumbnail(picture, THUMBNAIL_SIDE),
         )
@@ -378,7 +379,7 @@ def _add_images(app: FastAPI) -> None:
         if path is None:
             raise HTTPException(404, f"the file of image {image} is not in the folder any more")
         try:
-            picture = decoding.open_image(path, decoding.Limits())
+            picture = decoding.open_image(path, decoding.Limits()).picture
         except ValueError as error:
             raise HTTPException(404, f"the file of image {image}: {error}") from error
         content = decoding.thumbnail(picture, PREVIEW_SIDE)
