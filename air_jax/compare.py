@@ -33,19 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--metric", choices=distances.METRICS, default="l2", help="of the first retrieval")
     told = parser.parse_args(arguments)
     cache.keep_compilations()
-    return command_line.guard(
-        lambda: compare_learners.run(
-            told.codes,
-            told.of,
-            told.out,
-            queries=told.queries,
-            validation=told.validation,
-            rounds=told.rounds,
-            marks=told.marks,
-            metric=told.metric,
-        ),
-        told.out,
-    )
+    return command_line.guard(lambda: compare_learners.run(**vars(told)), told.out)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ class Arguments(argparse.ArgumentParser):
         """What was given, and the arguments that the parser does not know."""
         told, others = super().parse_known_args(args, namespace)
         logging.set_verbosity(told.verbosity)
+        del told.verbosity
         return told, others
 
     def error(self, message: str) -> NoReturn:
