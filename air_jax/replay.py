@@ -13,7 +13,7 @@ from air_jax.runtime import cache, command_line
 from air_jax.runtime.arguments import Arguments
 from air_jax.runtime.atomic_files import write_json
 from air_jax.runtime.progress import say
-from air_jax.serve import session_replay
+from air_jax.serve import session_files
 
 DIFFERENT = 1
 
@@ -35,9 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _replay(path: Path, place: Path | None, out: Path | None) -> list[dict[str, Any]]:
-    held = session_replay.read(path)
+    held = session_files.read(path)
     index = ImageIndex(place or Path(held["index"]["path"]))
-    found = [session_replay.compared(*pair) for pair in session_replay.replay(held, index)]
+    found = [session_files.compared(*pair) for pair in session_files.replay(held, index)]
     for one in found:
         what = "the same ranking"
         if not one["same"]:

@@ -3,9 +3,9 @@
 Also those to the first results: from starting the server, over HTTP, and in Chromium from opening
 the page, where Playwright and Chromium are installed.
 
-Starts the server as a process of its own on an index of random vectors (or on `--index`), and lets
-users search at once or one after another: each starts from an image, marks ten of what is shown,
-asks for the next round, four times.
+The benchmark starts the server as a process of its own on an index of random vectors, and lets a
+user search again and again: start from an image, mark ten of the results, ask for the next round,
+four times. `tests/browser/test_soak.py` measures many users at once.
 """
 
 import importlib.util
@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -167,32 +166,8 @@ def at_size(size: int, args: Any, folder: Path) -> dict[str, Any]:
     row |= {"seconds_to_first_results": to_first_results}
     row |= {"seconds_in_chromium": seconds_in_chromium(server)}
     row |= {kind: milliseconds(values) for kind, values in user.seconds.items()}
-    if args.minutes and size == args.sizes[0]:
-        row["together"] = together(server, size, args)
     server.close()
     return row
-
-
-def together(server: Server, size: int, args: Any) -> dict[str, Any]:
-    """Many users at once for some minutes."""
-    users = [User(server.address, size, seed) for seed in range(args.users)]
-    end = time.monotonic() + 60 * args.minutes
-
-    def work(user: User) -> None:
-        while time.monotonic() < end:
-            user.search(args.learner)
-
-    threads = [threading.Thread(target=work, args=[user]) for user in users]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    found: dict[str, Any] = {"users": len(users), "minutes": args.minutes}
-    found["errors"] = [error for user in users for error in user.errors]
-    for kind in users[0].seconds:
-        values = [second for user in users for second in user.seconds[kind]]
-        found[kind] = milliseconds(values)
-    return found | {"memory_mb": server.megabytes()}
 
 
 def milliseconds(seconds: list[float]) -> dict[str, float | int]:
@@ -210,11 +185,9 @@ def main() -> None:
     parser.add_argument("--storage", default="float32", choices=file_codes.STORAGES)
     parser.add_argument("--sessions", type=int, default=25, help="of one user, one by one")
     parser.add_argument("--warm-up", type=int, default=2, help="sessions before, not counted")
-    parser.add_argument("--users", type=int, default=20, help="at once, at the first size")
-    parser.add_argument("--minutes", type=float, default=5, help="of users at once; 0: none")
     args = parser.parse_args()
     if args.quick:
-        args.sizes, args.sessions, args.minutes = args.sizes[:1], min(args.sessions, 3), 0
+        args.sizes, args.sessions = args.sizes[:1], min(args.sessions, 3)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -234,9 +207,6 @@ def main() -> None:
         in_chromium = row["seconds_in_chromium"] or {"open": None, "first_results": None}
         summary[f"chromium_open_s_{millions}"] = in_chromium["open"]
         summary[f"chromium_first_results_s_{millions}"] = in_chromium["first_results"]
-        if "together" in row:
-            summary["together_round_p95_ms"] = row["together"]["round"].get("p95")
-            summary["together_errors"] = len(row["together"]["errors"])
         summary["errors"] = summary.get("errors", 0) + len(row["errors"])
     measure.report(args, summary, rows)
 

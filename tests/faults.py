@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -254,7 +254,7 @@ def one_error(ended: Ended) -> str | None:
     No traceback of ours; TensorStore's threads may print theirs when a checkpoint fails.
     """
     said = [line for line in ended.errors.splitlines() if line.startswith("error: ")]
-    ours = re.search(r'File ".*air_jax/\w+\.py"', ended.errors)
+    ours = re.search(r'File ".*air_jax/[\w/]+\.py"', ended.errors)
     good = ended.status == 2 and len(said) == 1 and not ours
     return said[0] if good else None
 
@@ -469,12 +469,12 @@ def nets_of(folder: Path) -> dict[str, str]:
     }
 
 
-def contents(folder: Path, without: str | None = None) -> dict[str, Any]:
-    """Everything that matters of what a command left, by file, but for one; times do not."""
+def contents(folder: Path, without: Container[str] = ()) -> dict[str, Any]:
+    """Everything that matters of what a command left, by file, but for some; times do not."""
     found: dict[str, Any] = nets_of(folder)
     for name, path in files_in(folder):
         kind = kind_of(name)
-        if kind.read is not None and name != without:
+        if kind.read is not None and name not in without:
             found[name] = kind.read(path)
     return found
 

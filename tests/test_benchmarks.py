@@ -31,7 +31,6 @@ TINY = {
     ],
     "serve": [
         *("--sizes", "500", "--dimension=8", "--sessions=1", "--warm-up=1"),
-        *("--users=2", "--minutes=0.01"),
     ],
     "milvus": ["--size=3000", "--rounds=1"],
     "indexing": ["--images=300", "--source=random", "--workers=1"],
@@ -60,7 +59,7 @@ NAMED = {
         "rbf_ratio_to_sklearn",
     },
     "serve": {
-        *("first_p50_ms_0.0005m", "round_p95_ms_0.0005m", "together_errors", "errors"),
+        *("first_p50_ms_0.0005m", "round_p95_ms_0.0005m", "errors"),
         "start_to_first_results_s_0.0005m",
     },
     "indexing": {

@@ -3,26 +3,30 @@
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import shutil
-import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
 
-from air_jax.index import contact_sheet, decode_pool, image_files, milvus_index
-from air_jax.index.catalogue import Catalogue, codes_name
+from air_jax.index import decode_pool, image_files, milvus_index
+from air_jax.index.catalogue import DAMAGED, Catalogue, codes_name
 from air_jax.index.decode_pool import Task
 from air_jax.index.decoding import Decoded, Limits, read_file
 from air_jax.index.image_files import File
 from air_jax.index.image_index import NET_FILE, SHEET_FILE, SUMMARY_FILE
 from air_jax.models import encode, net_file
+from air_jax.models.net import Net
 from air_jax.run import trained_net
 from air_jax.runtime import sharding
 from air_jax.runtime.atomic_files import locked, write_json
+from air_jax.runtime.checksums import damage, sha256_of, write_checksums
 from air_jax.runtime.progress import Progress, say
 from air_jax.search import file_codes
 from air_jax.search.milvus_collection import Collection
@@ -30,6 +34,10 @@ from air_jax.search.milvus_collection import Collection
 BATCH = 256  # images encoded at once, and committed
 LOCK_FILE = "lock"
 BROKEN_SAID = 10
+# The contact sheet: some images of the index in one picture, for a person to look at.
+SHEET_COLUMNS = 10
+MOST_ON_SHEET = 6 * SHEET_COLUMNS
+SHEET_CELL, SHEET_GAP = 72, 4  # pixels
 
 
 class Options(NamedTuple):
@@ -82,14 +90,10 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
         "fit": options.fit,
     }
     dimension = kept.about["config"]["model.code_dim"]
-    with (
-        _opened(out, made_from, options) as catalogue,
-        milvus_index.opened(catalogue, options.store, options.storage, dimension) as store,
-    ):
-        if not (out / NET_FILE).is_file():
-            net_file.write(out / NET_FILE, kept)
+    with _opened(out, made_from, options, dimension) as index:
+        net_file.write(out / NET_FILE, kept)
         walk = image_files.walk(folder, without=out)
-        update = _update(catalogue, kept.net, kept.about, walk, folder, mesh, options)
+        update = _update(index.catalogue, kept, walk, folder, mesh, options)
         if not update.images:
             raise ValueError(
                 f"--images={folder}: no image can be read in it; {len(update.broken)} files are "
@@ -103,11 +107,13 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
             "storage": options.storage,
             "fingerprint": update.fingerprint,
         }
-        about |= milvus_index.about_store(catalogue, store, content="")
-        _publish(catalogue, update.images, about, out, store)
-        summary = _summary(catalogue, update, walk.others, time.monotonic() - started)
-        _show(catalogue, summary, out)
-    return summary
+        about |= milvus_index.about_store(index.catalogue, index.store, content="")
+        if not _is_published(index, update.images, about):
+            about["generation"] = index.generation + 1
+            _write_codes(index, _gathered(index, update.images, about), update.images, about)
+            index.catalogue.publish(update.images, about)
+        _delete_leftovers(index)
+        return _summary(index, update, walk.others, time.monotonic() - started)
 
 
 def index_vectors(
@@ -135,38 +141,46 @@ def index_vectors(
     rows = _read_metadata(metadata, len(codes))
     if folder is not None and not folder.is_dir():
         raise FileNotFoundError(f"--images={folder}: there is no such folder")
-    told = json.dumps([_hash_of(vectors), rows], ensure_ascii=True)
+    told = json.dumps([sha256_of(vectors), rows], ensure_ascii=True)
     fingerprint = hashlib.sha256(told.encode()).hexdigest()
     made_from = {
         "kind": "vectors",
         "folder": None if folder is None else str(folder.resolve()),
     }
-    with (
-        _opened(out, made_from, options) as catalogue,
-        milvus_index.opened(catalogue, options.store, options.storage, codes.shape[1]) as store,
-    ):
+    with _opened(out, made_from, options, codes.shape[1]) as index:
         about = made_from | {
-            "codes": f"vectors:{_hash_of(vectors)}",
+            "codes": f"vectors:{sha256_of(vectors)}",
             "model": None,
             "dimension": codes.shape[1],
             "size": len(codes),
             "storage": options.storage,
             "fingerprint": fingerprint,
         }
-        about |= milvus_index.about_store(catalogue, store, content=_hash_of(vectors))
-        ids = np.arange(1, len(codes) + 1)
-        if not _is_published(catalogue, ids, about, store):
-            about["generation"] = catalogue.meta.get("published", {}).get("generation", 0) + 1
-            _write_codes(codes, ids, about, out, store)
-            catalogue.publish_rows(rows, about)
-        _delete_leftovers(catalogue, out, store)
+        about |= milvus_index.about_store(index.catalogue, index.store, sha256_of(vectors))
+        ids = list(range(1, len(codes) + 1))
+        if not _is_published(index, ids, about):
+            about["generation"] = index.generation + 1
+            _write_codes(index, codes, ids, about)
+            index.catalogue.publish_rows(rows, about)
+        _delete_leftovers(index)
         if folder is not None:
-            _add_thumbnails(catalogue, folder, options)
-        broken = {path: reason for path, (_, _, reason) in catalogue.broken().items()}
-        update = _Update(catalogue.published(), broken, len(codes), 0, fingerprint)
-        summary = _summary(catalogue, update, 0, time.monotonic() - started)
-        _show(catalogue, summary, out)
-    return summary
+            _add_thumbnails(index.catalogue, folder, options)
+        broken = {path: reason for path, (_, _, reason) in index.catalogue.broken().items()}
+        update = _Update(ids, broken, len(codes), 0, fingerprint)
+        return _summary(index, update, 0, time.monotonic() - started)
+
+
+class _Index(NamedTuple):
+    """An index being written: its folder, its catalogue, and Milvus if that keeps its codes."""
+
+    out: Path
+    catalogue: Catalogue
+    store: Collection | None
+
+    @property
+    def generation(self) -> int:
+        """The generation that is published; 0 before the first."""
+        return self.catalogue.meta.get("published", {}).get("generation", 0)
 
 
 class _Update(NamedTuple):
@@ -180,11 +194,14 @@ class _Update(NamedTuple):
 
 
 @contextlib.contextmanager
-def _opened(out: Path, made_from: dict[str, Any], options: Options) -> Iterator[Catalogue]:
-    """The catalogue, while no other process has it.
+def _opened(
+    out: Path, made_from: dict[str, Any], options: Options, dimension: int
+) -> Iterator[_Index]:
+    """An index, made if it is not there, while no other process writes to it.
 
     Raises:
-        ValueError: another one has, or it is of an index that was made from something else.
+        ValueError: another process does, or the index was made from something else.
+        ConnectionError: Milvus cannot be reached.
     """
     address = milvus_index.whole_address(options.store)
     if out.exists() and not out.is_dir():
@@ -194,8 +211,10 @@ def _opened(out: Path, made_from: dict[str, Any], options: Options) -> Iterator[
         catalogue = Catalogue(out)
         try:
             _check_same(catalogue, made_from | {"store": address}, out)
-            yield catalogue
-        except sqlite3.DatabaseError as error:
+            storage = options.storage
+            with milvus_index.opened(catalogue, options.store, storage, dimension) as store:
+                yield _Index(out, catalogue, store)
+        except DAMAGED as error:
             raise ValueError(f"{catalogue.path} is damaged: {error}") from error
         finally:
             catalogue.close()
@@ -216,14 +235,13 @@ def _check_same(catalogue: Catalogue, made_from: dict[str, Any], out: Path) -> N
 
 def _update(
     catalogue: Catalogue,
-    net: Any,
-    model: dict[str, Any],
+    kept: net_file.KeptNet,
     walk: image_files.Walk,
     folder: Path,
-    mesh: Any,
+    mesh: Mesh,
     options: Options,
 ) -> _Update:
-    """Decode and encode what the catalogue does not have as it is now."""
+    """Decode and encode the files that are not in the catalogue as they are now."""
     known, known_broken = catalogue.known(), catalogue.broken()
     files = {file.path: file for file in walk.files}
     broken = dict(walk.unusable)
@@ -243,8 +261,9 @@ def _update(
     catalogue.touch(same_time)
     unchanged = len(files) - len(todo) - sum(path in files for path in broken)
     say(f"{len(files):,} image files: {unchanged:,} known, {len(todo):,} to do")
-    task = Task(str(folder.resolve()), tuple(model["image_shape"]), options.fit, options.limits)
-    encoder = _Encoder(catalogue, net, mesh, files)
+    shape = tuple(kept.about["image_shape"])
+    task = Task(str(folder.resolve()), shape, options.fit, options.limits)
+    encoder = _Encoder(catalogue, kept.net, mesh, files)
     with Progress("index", len(todo)) as progress:
         for decoded in decode_pool.decode(todo, task, options.workers) if todo else ():
             encoder.add(decoded)
@@ -258,7 +277,7 @@ def _update(
     for path in usable:
         content.update(path.encode("utf-8", "surrogateescape") + b"\0")
         content.update(current[path].sha256.encode())
-    content.update(f"{model['fingerprint']} {options.fit}".encode())
+    content.update(f"{kept.about['fingerprint']} {options.fit}".encode())
     images = [current[path].image for path in usable]
     return _Update(images, broken, encoder.added, unchanged, content.hexdigest())
 
@@ -266,7 +285,7 @@ def _update(
 class _Encoder:
     """Gathers decoded images to batches, encodes and keeps them."""
 
-    def __init__(self, catalogue: Catalogue, net: Any, mesh: Any, files: dict[str, File]):
+    def __init__(self, catalogue: Catalogue, net: Net, mesh: Mesh, files: dict[str, File]):
         self.catalogue, self.net, self.mesh, self.files = catalogue, net, mesh, files
         self.batch = BATCH * mesh.size
         self.waiting: list[Decoded] = []
@@ -280,12 +299,13 @@ class _Encoder:
             self.flush()
 
     def flush(self) -> None:
-        codes = [self.catalogue.code_of_content(one.sha256) for one in self.waiting]
-        new = [one.pixels for one, code in zip(self.waiting, codes, strict=True) if code is None]
+        known = [self.catalogue.code_of_content(one.sha256) for one in self.waiting]
+        new = [one.pixels for one, code in zip(self.waiting, known, strict=True) if code is None]
+        made: Iterator[np.ndarray] = iter(())
         if new:
             # Always as many at once: a picture's code does not depend on how many are waiting.
             made = iter(encode.encode(self.net, np.stack(new), self.mesh, self.batch, label=None))
-            codes = [np.asarray(next(made), "<f4").tobytes() if c is None else c for c in codes]
+        codes = [np.asarray(next(made), "<f4").tobytes() if c is None else c for c in known]
         rows = zip(self.waiting, codes, strict=True)
         self.catalogue.add([(self.files[one.path], one, code) for one, code in rows])
         errors = [(self.files[one.path], str(one.error)) for one in self.unusable if one.lasting]
@@ -302,68 +322,59 @@ def _same_content(path: Path, sha256: str, limits: Limits) -> bool:
         return False
 
 
-def _publish(
-    catalogue: Catalogue,
-    images: list[int],
-    about: dict[str, Any],
-    out: Path,
-    store: Collection | None,
-) -> None:
-    """Write the codes of a new generation, then make it the one that is opened."""
-    ids = np.array(images, np.int64)
-    if not _is_published(catalogue, ids, about, store):
-        about["generation"] = catalogue.meta.get("published", {}).get("generation", 0) + 1
-        gathered = out / f".{codes_name(about['generation'])}.npy"
-        shape = (len(images), about["dimension"])
-        codes = np.lib.format.open_memmap(gathered, "w+", np.float32, shape)
-        for position, code in enumerate(catalogue.codes(images, about["dimension"])):
-            codes[position] = code
-        _write_codes(codes, ids, about, out, store)
-        catalogue.publish(images, about)
-    _delete_leftovers(catalogue, out, store)
+def _is_published(index: _Index, ids: list[int], about: dict[str, Any]) -> bool:
+    """Whether the index already is as `about` says, and its codes are whole."""
+    before = index.catalogue.meta.get("published", {})
+    if {**before, "generation": None} != {**about, "generation": None}:
+        return False
+    if ids != index.catalogue.published():
+        return False
+    if index.store is not None:
+        return milvus_index.is_whole(index.store, np.array(ids) + about["first_key"])
+    folder = codes_name(index.generation)
+    return (index.out / folder).is_dir() and damage(index.out, within=f"{folder}/") is None
 
 
-def _is_published(
-    catalogue: Catalogue, ids: np.ndarray, about: dict[str, Any], store: Collection | None
-) -> bool:
-    before = catalogue.meta.get("published", {})
-    return (
-        {**before, "generation": None} == {**about, "generation": None}
-        and ids.tolist() == catalogue.published()
-        and (store is None or milvus_index.is_whole(store, ids + about["first_key"]))
-    )
+def _gathered(index: _Index, ids: list[int], about: dict[str, Any]) -> np.ndarray:
+    """The codes [N, D] float32 of images, from the catalogue to a memory-mapped file."""
+    path = index.out / f".{codes_name(about['generation'])}.npy"
+    dimension = about["dimension"]
+    codes = np.lib.format.open_memmap(path, "w+", np.float32, (len(ids), dimension))
+    for position, code in enumerate(index.catalogue.codes(ids, dimension)):
+        codes[position] = code
+    return codes
 
 
-def _write_codes(
-    codes: np.ndarray,
-    ids: np.ndarray,
-    about: dict[str, Any],
-    out: Path,
-    store: Collection | None,
-) -> None:
-    if store is None:
-        file_codes.write(out / codes_name(about["generation"]), codes, about["storage"])
-    else:
-        milvus_index.write(store, ids + about["first_key"], codes, out, about["generation"])
+def _write_codes(index: _Index, codes: np.ndarray, ids: list[int], about: dict[str, Any]) -> None:
+    """Write the codes of a generation, which nobody opens before the catalogue publishes it."""
+    keys, generation = np.array(ids, np.int64), about["generation"]
+    if index.store is not None:
+        keys = keys + about["first_key"]
+        milvus_index.write(index.store, keys, codes, index.out, generation)
+        return
+    file_codes.write(index.out / codes_name(generation), codes, about["storage"])
+    write_checksums(index.out, index.out.glob("codes-*/*"))
 
 
-def _delete_leftovers(catalogue: Catalogue, out: Path, store: Collection | None) -> None:
-    """Older generations, and what killed runs began."""
-    published = catalogue.meta["published"]
-    current = codes_name(published["generation"])
-    for path in [*out.glob("codes-*"), *out.glob(".codes-*")]:
+def _delete_leftovers(index: _Index) -> None:
+    """Delete older generations, and what killed runs began."""
+    current = codes_name(index.generation)
+    for path in [*index.out.glob("codes-*"), *index.out.glob(".codes-*")]:
         if path.name in (current, f"{current}.npz"):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    if store is not None:
-        keys = np.array(catalogue.published(), np.int64) + published["first_key"]
-        milvus_index.delete_others(store, keys)
+    if index.store is not None:
+        first_key = index.catalogue.meta["published"]["first_key"]
+        keys = np.array(index.catalogue.published(), np.int64) + first_key
+        milvus_index.delete_others(index.store, keys)
 
 
-def _summary(catalogue: Catalogue, update: _Update, others: int, seconds: float) -> dict[str, Any]:
+def _summary(index: _Index, update: _Update, others: int, seconds: float) -> dict[str, Any]:
+    """What was found: said, written to `index.json`, and shown to people in a picture."""
+
     def shown(path: str) -> str:
         return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
@@ -378,8 +389,8 @@ def _summary(catalogue: Catalogue, update: _Update, others: int, seconds: float)
         say(f"  broken: {one['path']!r}: {one['reason']}")
     if len(broken) > BROKEN_SAID:
         say(f"  and {len(broken) - BROKEN_SAID:,} more: see {SUMMARY_FILE}")
-    return {
-        **catalogue.meta["published"],
+    summary = {
+        **index.catalogue.meta["published"],
         "added": update.added,
         "unchanged": update.unchanged,
         "other_files": others,
@@ -387,16 +398,36 @@ def _summary(catalogue: Catalogue, update: _Update, others: int, seconds: float)
         "images_per_second": update.added / seconds,
         "broken": broken,
     }
-
-
-def _show(catalogue: Catalogue, summary: dict[str, Any], out: Path) -> None:
-    """What was found, in a file for programs and in a picture for people."""
-    thumbnails = catalogue.some_thumbnails(contact_sheet.MOST)
+    thumbnails = index.catalogue.some_thumbnails(MOST_ON_SHEET)
     if thumbnails:
-        contact_sheet.write(out / SHEET_FILE, thumbnails)
+        _write_contact_sheet(index.out / SHEET_FILE, thumbnails)
     else:
-        (out / SHEET_FILE).unlink(missing_ok=True)  # of vectors that had images before
-    write_json(out / SUMMARY_FILE, summary)
+        (index.out / SHEET_FILE).unlink(missing_ok=True)  # of vectors that had images before
+    write_json(index.out / SUMMARY_FILE, summary)
+    return summary
+
+
+def _write_contact_sheet(path: Path, thumbnails: list[bytes]) -> None:
+    """Lay out at most `MOST_ON_SHEET` JPEGs in rows, as a PNG of 256 colours; whole or not at all.
+
+    The place of a damaged JPEG stays white.
+    """
+    rows = -(-len(thumbnails) // SHEET_COLUMNS)
+    step = SHEET_CELL + SHEET_GAP
+    sheet = Image.new("RGB", (SHEET_COLUMNS * step + SHEET_GAP, rows * step + SHEET_GAP), "white")
+    for place, content in enumerate(thumbnails):
+        try:
+            picture = Image.open(io.BytesIO(content), formats=("JPEG",))
+            picture.thumbnail((SHEET_CELL, SHEET_CELL))
+        except Exception:  # Pillow's decoders raise a dozen kinds on damaged files
+            continue
+        row, column = divmod(place, SHEET_COLUMNS)
+        left = SHEET_GAP + column * step + (SHEET_CELL - picture.width) // 2
+        top = SHEET_GAP + row * step + (SHEET_CELL - picture.height) // 2
+        sheet.paste(picture, (left, top))
+    partial = path.with_name(f".{path.name}.partial")
+    sheet.quantize(256).save(partial, "PNG", optimize=True)
+    partial.replace(path)
 
 
 def _read_vectors(path: Path) -> np.ndarray:
@@ -431,11 +462,6 @@ def _read_metadata(path: Path | None, count: int) -> list[tuple[str, dict[str, s
         if "" in row:
             raise ValueError(f"--metadata={path}: row {number} has more cells than the head")
     return [(row.pop("path", ""), row) for row in rows]
-
-
-def _hash_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _add_thumbnails(catalogue: Catalogue, folder: Path, options: Options) -> None:

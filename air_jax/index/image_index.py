@@ -4,7 +4,7 @@
     codes-<generation>/   the codes in order of position: see `file_codes`. With --store they are in
                           Milvus, and codes-<generation>.npz is here: see `milvus_index`
     net.npz               the net that made the codes; not there for vectors
-    checksums.json        of these three, while no indexer is at work; see `catalogue`
+    checksums.json        of the codes
     index.json            what was found, for people and programs
     contact_sheet.png     some of its images, for people
     sessions.sqlite       what people did with it; see `session_store`
@@ -27,7 +27,7 @@ import PIL.Image
 from air_jax.index import catalogue, decoding, image_files, milvus_index
 from air_jax.models import encode, net_file
 from air_jax.models.net import Net
-from air_jax.runtime import sharding
+from air_jax.runtime import checksums, sharding
 from air_jax.search.codes import Codes
 from air_jax.search.file_codes import FileCodes
 
@@ -89,18 +89,18 @@ class ImageIndex:
         self.path = path
         if not (path / catalogue.FILE).is_file():
             raise FileNotFoundError(f"{path} holds no {catalogue.FILE}: it is no index")
-        catalogue.check(path)
         self._local = threading.local()
         try:
             with self._database() as database:
+                catalogue.check_integrity(database, quick=True)
                 database.execute("BEGIN")  # an indexer may publish between the two
                 meta = catalogue.read_meta(database)
                 rows = database.execute(
                     "SELECT id FROM images WHERE position IS NOT NULL ORDER BY position"
                 )
                 self.ids = np.array([row[0] for row in rows], np.int64)
-        except sqlite3.DatabaseError as error:
-            raise ValueError(f"{path / catalogue.FILE} is damaged: {error}") from error
+        except (sqlite3.DatabaseError, ValueError) as error:
+            raise ValueError(f"{path / catalogue.FILE} cannot be read: {error}") from error
         if "published" not in meta:
             raise FileNotFoundError(
                 f"{path} is not finished: run air_jax.index again, it continues"
@@ -117,7 +117,10 @@ class ImageIndex:
     def _open_codes(self) -> Codes:
         if "store" in self.about:
             return milvus_index.open_codes(self.path, self.about, self.ids)
-        codes = FileCodes(self.path / catalogue.codes_name(self.about["generation"]))
+        folder = catalogue.codes_name(self.about["generation"])
+        if found := checksums.damage(self.path, within=f"{folder}/"):
+            raise ValueError(f"{self.path} is damaged: {found}. Run air_jax.index again, it mends")
+        codes = FileCodes(self.path / folder)
         if len(codes) != len(self.ids):
             raise ValueError(
                 f"{self.path}: {len(self.ids)} images in the catalogue, {len(codes)} codes"

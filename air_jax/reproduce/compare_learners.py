@@ -21,7 +21,8 @@ from air_jax.feedback.simulated_user import Simulation
 from air_jax.reproduce.kept_results import KeptResults
 from air_jax.run import jobs
 from air_jax.run.work_directory import CONFIG_FILE
-from air_jax.runtime.atomic_files import read_checked_json, read_npz, write_json
+from air_jax.runtime.atomic_files import read_npz, write_json
+from air_jax.runtime.checksums import read_checked_json
 from air_jax.runtime.progress import say
 from air_jax.search import baselines, distances, metrics
 from air_jax.search.device_codes import DeviceCodes

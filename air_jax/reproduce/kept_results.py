@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from air_jax.runtime import distributed
-from air_jax.runtime.atomic_files import read_checked_json, write_checked_json
+from air_jax.runtime.checksums import read_checked_json, write_checked_json
 from air_jax.runtime.progress import say
 
 

@@ -18,7 +18,8 @@ from air_jax.run.work_directory import (
     WorkDir,
 )
 from air_jax.runtime import distributed
-from air_jax.runtime.atomic_files import hash_of, read_npz
+from air_jax.runtime.atomic_files import read_npz
+from air_jax.runtime.checksums import hash_of
 from air_jax.runtime.progress import say
 from air_jax.search import baselines, device_codes, distances, full_ranking, metrics
 from air_jax.search.device_codes import DeviceCodes

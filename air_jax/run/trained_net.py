@@ -9,7 +9,7 @@ from air_jax.configs import default
 from air_jax.models import net_file
 from air_jax.models.net_file import KeptNet
 from air_jax.run.work_directory import CONFIG_FILE
-from air_jax.runtime.atomic_files import read_checked_json
+from air_jax.runtime.checksums import read_checked_json
 from air_jax.training import loop
 from air_jax.training.checkpoints import CHECKPOINTS, newest_step
 from air_jax.training.loop import MODEL_FILE

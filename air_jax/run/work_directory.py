@@ -1,8 +1,8 @@
 """What a work directory holds, and whether it still is what the config says.
 
-Each stage, when it is done, leaves a record `stages/<stage>.json`: the config keys and the records
-before it that it was made from (as a fingerprint), its files with their checksums, and its result.
-A stage is done again when any of these no longer agree.
+Each finished stage leaves a record `stages/<stage>.json`: a fingerprint of the config keys and the
+earlier records that the stage was made from, the checksums of its files, and its result. The run
+does a stage again when the fingerprint or a checksum no longer agrees.
 """
 
 import contextlib
@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
-import numpy as np
 
 from air_jax.runtime import distributed
-from air_jax.runtime.atomic_files import (
+from air_jax.runtime.atomic_files import locked, write_json, write_npz
+from air_jax.runtime.checksums import (
+    difference,
     hash_of,
-    locked,
     read_checked_json,
     sha256_of,
     write_checked_json,
-    write_json,
-    write_npz,
 )
 
 CONFIG_FILE = "config.json"
@@ -70,7 +68,7 @@ def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def all_needs(stage: str) -> tuple[str, ...]:
-    """The stages without which one cannot be done; the report takes those that there are."""
+    """The stages that a stage cannot do without; the report takes the stages that are done."""
     if stage == "report":
         return ()
     return tuple(s for earlier in _READS[stage] for s in (*all_needs(earlier), earlier))
@@ -147,7 +145,7 @@ class WorkDir:
     def opened(self) -> Iterator[None]:
         """Make the folder, keep other runs out of it, and write down the config.
 
-        Of several processes the first does, and has before any other goes on.
+        Of several processes the first does this, before any other goes on.
 
         Raises:
             ValueError: the folder cannot be made, or another run works in it.
@@ -168,8 +166,8 @@ class WorkDir:
             distributed.barrier()
             yield
 
-    def write_npz(self, name: str, **arrays: np.ndarray) -> None:
-        """Write an `.npz` file in the folder; of several processes the first does."""
+    def write_npz(self, name: str, **arrays: Any) -> None:
+        """Write an `.npz` file in the folder; of several processes the first writes it."""
         if distributed.is_first():
             write_npz(self / name, **arrays)
 
@@ -183,24 +181,18 @@ class WorkDir:
         return aside
 
     def why_redo(self, stage: str) -> str | None:
-        """Why a stage has to be done, in words for the user; None if what is there is current."""
+        """Why a stage has to be done, in words for the user; None if its files are current."""
         record = self._record(stage)
         if record is None:
             return "not done yet"
         if record["fingerprint"] != self.fingerprint(stage):
             changed = _changes(record["config"], stage_keys(self.config, stage))
             return "; ".join(changed) or "made from an earlier state of the stages before it"
-        for name, checksum in record["files"].items():
-            path = self / name
-            if not path.exists():
-                return f"{name} is missing"
-            if _checksum(path) != checksum:
-                return f"{name} is damaged: its checksum is not the recorded one"
-        return None
+        return difference(self.path, record["files"])
 
     def finish(self, stage: str, result: dict[str, Any], files: list[str]) -> None:
         """Record that a stage is done, what it found, and the files or folders it left."""
-        checksums = {name: _checksum(self / name) for name in files}
+        checksums = {name: sha256_of(self / name) for name in files}
         write_json(
             self._record_path(stage),
             {
@@ -213,7 +205,7 @@ class WorkDir:
         )
 
     def result(self, stage: str) -> dict[str, Any] | None:
-        """What a finished stage found; None if it is not done, or no longer current."""
+        """What a finished stage found; None if the stage is not done, or no longer current."""
         if self.why_redo(stage):
             return None
         record = self._record(stage)
@@ -235,12 +227,12 @@ class WorkDir:
         return record if whole else None
 
     def fingerprint(self, stage: str) -> str:
-        """Of all that a stage is made from: data, config keys, records of the stages before it."""
+        """A hash of what a stage is made from: data, config keys, records of earlier stages."""
         made_from = [self.state(earlier) for earlier in _READS[stage]]
         return hash_of([self.data_fingerprint, stage_keys(self.config, stage), made_from])
 
     def state(self, stage: str) -> str | None:
-        """A hash of a stage's record; None if it is not done, or no longer current."""
+        """A hash of a stage's record; None if the stage is not done, or no longer current."""
         return None if self.why_redo(stage) else hash_of(self._record(stage))
 
 
@@ -251,11 +243,3 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
-
-
-def _checksum(path: Path) -> str:
-    """SHA-256 of a file, or of names and contents of all files in a folder."""
-    if path.is_dir():
-        inner = sorted(p for p in path.rglob("*") if p.is_file())
-        return hash_of([[p.relative_to(path).as_posix(), _checksum(p)] for p in inner])
-    return sha256_of(path)

@@ -1,19 +1,19 @@
-"""JSON and `.npz` files: written whole or not at all, read with errors that name them; checksums of
-the files of a folder; locks."""
+"""Files that no killed process, and no other one at work, can spoil.
+
+JSON and `.npz` files are written whole or not at all, and read with errors that name the file; a
+lock keeps a folder for one process.
+"""
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-
-CHECKSUMS_FILE = "checksums.json"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -28,37 +28,12 @@ def write_json(path: Path, value: Any) -> None:
         file.write(text.encode())
 
 
-def write_checked_json(path: Path, value: dict[str, Any]) -> None:
-    """As `write_json`, with a checksum in it that `read_checked_json` compares."""
-    write_json(path, value | {"checksum": hash_of(value)})
-
-
-def read_checked_json(path: Path) -> dict[str, Any]:
-    """What `write_checked_json` wrote. A file without a checksum is taken as it is.
+def write_npz(path: Path, **arrays: Any) -> None:
+    """Write arrays, or what NumPy makes arrays of, to an `.npz` file, whole or not at all.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged; the message names it.
+        OSError: it cannot be written; the message names it.
     """
-    try:
-        value = json.loads(path.read_text())
-        checksum = value.pop("checksum", None)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if checksum not in (None, hash_of(value)):
-        raise ValueError(f"{path} is damaged: its content is not that of its checksum")
-    return value
-
-
-def hash_of(value: Any) -> str:
-    """SHA-256 of anything that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def write_npz(path: Path, **arrays: np.ndarray) -> None:
-    """Write an `.npz` file whole or not at all; OSError names it if it cannot be written."""
     with _replacing(path) as file:
         np.savez(file, **arrays)
 
@@ -85,7 +60,7 @@ def read_npz(path: Path, required: tuple[str, ...] = ()) -> dict[str, np.ndarray
     """Every array of an `.npz` file.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
         ValueError: it is damaged, or lacks an array of `required`; the message names the file.
     """
     try:
@@ -102,45 +77,6 @@ def read_npz(path: Path, required: tuple[str, ...] = ()) -> dict[str, np.ndarray
             f"found {', '.join(sorted(arrays)) or 'nothing'}"
         )
     return arrays
-
-
-def write_checksums(folder: Path, files: Iterable[Path]) -> None:
-    """Write down the SHA-256 of files in a folder, for `damage`; OSError if it cannot be done."""
-    write_json(
-        folder / CHECKSUMS_FILE,
-        {path.relative_to(folder).as_posix(): sha256_of(path) for path in sorted(files)},
-    )
-
-
-def damage(folder: Path) -> str | None:
-    """What is wrong with the files that `write_checksums` knows, in words; None if nothing.
-
-    A folder without checksums is taken as it is.
-    """
-    try:
-        wanted = json.loads((folder / CHECKSUMS_FILE).read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        return f"{CHECKSUMS_FILE} cannot be read ({type(error).__name__}: {error})"
-    if not isinstance(wanted, dict):
-        return f"{CHECKSUMS_FILE} holds no checksums"
-    for name, checksum in wanted.items():
-        try:
-            found = sha256_of(folder / name)
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
-        if found != checksum:
-            return f"{name} is not as {CHECKSUMS_FILE} says"
-    return None
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -65,9 +65,9 @@ def _run(told: Namespace) -> None:
         raise ValueError(f"{error}; the page needs: pip install 'air_jax[app]'") from error
     import jax
 
-    from air_jax.serve.api import UPLOADS, Service, make_app
-    from air_jax.serve.index_updates import Following
-    from air_jax.serve.security import Bounds, Protection
+    from air_jax.serve.api import UPLOADS, make_app
+    from air_jax.serve.security import Bounds, Guard
+    from air_jax.serve.service import Following, Service
     from air_jax.serve.session_store import SessionStore
 
     jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_KEPT_COMPILATION)
@@ -81,7 +81,7 @@ def _run(told: Namespace) -> None:
 
     def reopen() -> Service:
         newer = Service(ImageIndex(index.path), store, limits)
-        _warm_up(newer)
+        newer.warm_up()
         return newer
 
     following = Following(service, reopen)
@@ -89,7 +89,7 @@ def _run(told: Namespace) -> None:
     token = told.token or os.environ.get(TOKEN_VARIABLE) or None
     if token is None and not local:
         token = secrets.token_urlsafe(24)
-    protected = Protection(
+    protected = Guard(
         make_app(lambda: following.service),
         hosts=(*LOCAL, told.host),
         token=token,
@@ -104,7 +104,7 @@ def _run(told: Namespace) -> None:
     say(f"open {address}")
     if not local:
         say("whoever has this address sees the images; traffic is not encrypted")
-    threading.Thread(target=_warm_up, args=[service], daemon=True).start()
+    threading.Thread(target=service.warm_up, daemon=True).start()
     following.start()
     if told.open:
         webbrowser.open(address)
@@ -131,21 +131,6 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ValueError(f"--host={host} --port={port}: {error.strerror}") from error
     listening.set_inheritable(True)
     return listening
-
-
-def _warm_up(service: object) -> None:
-    """Compile what the first rounds take, before someone waits for it."""
-    import numpy as np
-
-    from air_jax.feedback.engine import DEFAULT_LEARNER
-
-    engine = service.searcher.engine  # type: ignore[attr-defined]
-    codes = engine.codes
-    query, count = codes.get(np.int64(0)), min(60, len(codes))
-    engine.first(query, count)
-    some = np.arange(min(4, len(codes)))
-    none = np.zeros((0, codes.dimension), np.float32)
-    engine.next_round(DEFAULT_LEARNER, query, none, some, some % 2 == 0, count)
 
 
 if __name__ == "__main__":

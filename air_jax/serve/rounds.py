@@ -1,9 +1,9 @@
 """The rounds of a session in an index: what `serve` shows and `replay` repeats."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -40,9 +40,7 @@ class Searcher:
         Raises:
             ValueError: count is out of range, or an image of the query is not in the index.
         """
-        settings: dict[str, Any] = {"learner": None, "show": "best", "hide_judged": True}
-        blank = Round(0, **settings, count=count, seed=session.seed, marks=[], uploads=[],
-                      images=[], scores=[], learnt=True, certain=True, seconds=0.0)  # fmt: skip
+        blank = Round(number=0, learner=None, show="best", count=count, seed=session.seed)
         return self.repeat(session, blank, code_of)
 
     def next_round(
@@ -70,11 +68,6 @@ class Searcher:
             seed=session.seed,
             marks=[[image, mark.relevant] for image, mark in session.marks_now().items()],
             uploads=session.uploads_now(),
-            images=[],
-            scores=[],
-            learnt=True,
-            certain=True,
-            seconds=0.0,
         )
         return self.repeat(session, blank, code_of)
 
@@ -83,22 +76,23 @@ class Searcher:
         if not 1 <= made.count <= MOST_SHOWN:
             raise ValueError(f"count={made.count}: expected from 1 to {MOST_SHOWN}")
         started = time.perf_counter()
+        scores: list[float | None]
+        learnt = certain = True
         if made.number == 0 and session.random:
             positions = self._random(session.seed, made.count)
-            scores: list[float | None] = [None] * len(positions)
-            learnt = certain = True
+            scores = [None] * len(positions)
         else:
             found = self.found(session, made, code_of)
             positions, scores = found.positions, [float(score) for score in found.scores]
             learnt, certain = found.learnt, found.certain
-        changes: dict[str, Any] = {
-            "images": self.index.ids[positions].tolist(),
-            "scores": scores,
-            "learnt": learnt,
-            "certain": certain,
-            "seconds": time.perf_counter() - started,
-        }
-        return Round(**(vars(made) | changes))
+        return dataclasses.replace(
+            made,
+            images=self.index.ids[positions].tolist(),
+            scores=scores,
+            learnt=learnt,
+            certain=certain,
+            seconds=time.perf_counter() - started,
+        )
 
     def found(self, session: Session, made: Round, code_of: CodeOf) -> Found:
         """What the engine makes of a round's inputs, with the ranking itself.

@@ -1,25 +1,22 @@
-"""What stands between the network and the page: origin, token, sizes, times, headers.
+"""What stands between the network and the page: host, origin, token, size, time, headers.
 
-A plain ASGI wrapper. Requests of other sites are refused (by `Sec-Fetch-Site`, `Origin` and `Host`,
-so that neither a page elsewhere nor a name that was re-bound to this machine reaches the index),
-bodies are read whole, within a size and a time, before the application sees them.
+`Guard` is a layer around the application. It refuses requests of other sites by `Sec-Fetch-Site`,
+`Origin` and `Host`, so that neither a page elsewhere nor a name that was re-bound to this machine
+reaches the index. It asks for the token, and bounds the size and the time of every request.
 """
 
 import asyncio
-import http.cookies
-import json
 import secrets
 import urllib.parse
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from fastapi import HTTPException
+from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "air_jax_token"
-READING = ("GET", "HEAD")
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -36,31 +33,23 @@ class Bounds(NamedTuple):
     """What one request may take.
 
     Attributes:
-        upload_bytes: body of an upload.
-        body_bytes: of any other body.
-        body_seconds: until the body is there.
-        answer_seconds: until the answer begins.
+        upload_bytes: in the body of an upload.
+        body_bytes: in any other body.
+        body_seconds: until the body has come.
+        seconds: until the answer has gone, the body included.
     """
 
     upload_bytes: int = 20_000_000
     body_bytes: int = 1_000_000
     body_seconds: float = 60.0
-    answer_seconds: float = 120.0
+    seconds: float = 180.0
 
 
-class Refused(Exception):
-    """A request that is not let through: status and text."""
-
-    def __init__(self, status: int, text: str):
-        super().__init__(text)
-        self.status, self.text = status, text
-
-
-class Protection:
-    """Wraps an application.
+class Guard:
+    """An application that only gets the requests it may get.
 
     Args:
-        app: what is protected.
+        app: what is guarded; it turns an `HTTPException` into an answer.
         hosts: names that this server may be called by; not looked at where there is a token.
         token: what every request has to bring, as a cookie, as `Authorization: Bearer` or once as
             `/?token=`; None: nothing.
@@ -70,7 +59,7 @@ class Protection:
 
     def __init__(
         self,
-        app: App,
+        app: ASGIApp,
         hosts: tuple[str, ...],
         token: str | None,
         upload_path: str,
@@ -79,128 +68,92 @@ class Protection:
         self.app, self.hosts, self.token = app, hosts, token
         self.upload_path, self.bounds = upload_path, bounds
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             raise ValueError(f"a connection of type {scope['type']!r}; only http is served")
         answering = False
 
-        async def send_protected(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal answering
             if message["type"] == "http.response.start":
                 answering = True
-                own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message = {**message, "headers": [*message.get("headers", []), *own]}
+                MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
         try:
-            headers = _headers(scope)
-            self._check_origin(scope, headers)
-            if self._sign_in(scope, headers):
-                return await _answer(send_protected, 303, b"", self._cookie())
-            body = await self._body(scope, headers, receive)
-            async with asyncio.timeout(self.bounds.answer_seconds):
-                await self.app(scope, _received(body, receive), send_protected)
-        except Refused as refused:
-            await _error(send_protected, refused.status, refused.text)
-        except TimeoutError:
+            request = Request(scope)
+            self._check_site(request)
+            answer = self._sign_in(request) or self.app
+            async with asyncio.timeout(self.bounds.seconds):
+                await answer(scope, self._bounded(request, receive), send_with_headers)
+        except (HTTPException, TimeoutError) as error:
             if answering:
                 raise
-            await _error(send_protected, 503, "the answer took too long")
+            status, text = 503, "the answer took too long"
+            if isinstance(error, HTTPException):
+                status, text = error.status_code, error.detail
+            await JSONResponse({"error": text}, status)(scope, receive, send_with_headers)
 
-    def _check_origin(self, scope: Message, headers: dict[str, str]) -> None:
-        host = headers.get("host", "")
+    def _check_site(self, request: Request) -> None:
+        host = request.headers.get("host", "")
         name = urllib.parse.urlsplit(f"//{host}").hostname or ""
         if self.token is None and name not in self.hosts:
-            raise Refused(421, f"Host: {host!r} is none of {', '.join(self.hosts)}")
-        origin = headers.get("origin")
-        if origin is not None and origin != f"{scope['scheme']}://{host}":
-            raise Refused(403, f"a request from {origin} is refused: it is another site")
-        from_site = headers.get("sec-fetch-site", "none")
+            raise HTTPException(421, f"Host: {host!r} is none of {', '.join(self.hosts)}")
+        origin = request.headers.get("origin")
+        if origin not in (None, f"{request.scope['scheme']}://{host}"):
+            raise HTTPException(403, f"a request from {origin} is refused: it is another site")
+        from_site = request.headers.get("sec-fetch-site", "none")
         opens_page = (
-            scope["method"] in READING
-            and scope["path"] == "/"
-            and headers.get("sec-fetch-mode") == "navigate"
+            request.method in ("GET", "HEAD")
+            and request.scope["path"] == "/"
+            and request.headers.get("sec-fetch-mode") == "navigate"
         )
         if from_site not in ("same-origin", "none") and not opens_page:
-            raise Refused(403, f"a {from_site} request is refused: it is of another site")
+            raise HTTPException(403, f"a {from_site} request is refused: it is of another site")
 
-    def _sign_in(self, scope: Message, headers: dict[str, str]) -> bool:
-        """Whether this is the first visit, with the token in the address; Refused without it."""
+    def _sign_in(self, request: Request) -> Response | None:
+        """The answer to a first visit, with the token in the address; HTTPException without it."""
         if self.token is None:
-            return False
-        given = urllib.parse.parse_qs(scope["query_string"].decode("latin-1")).get("token", [])
-        if scope["path"] == "/" and given and self._is_token(given[0]):
-            return True
-        jar = http.cookies.SimpleCookie()
-        try:
-            jar.load(headers.get("cookie", ""))
-        except http.cookies.CookieError:
-            jar.clear()
-        kind, _, bearer = headers.get("authorization", "").partition(" ")
-        brought = [jar[COOKIE].value] if COOKIE in jar else []
-        brought += [bearer] if kind.lower() == "bearer" else []
+            return None
+        if request.scope["path"] == "/" and self._is_token(request.query_params.get("token", "")):
+            answer = RedirectResponse("/", 303)
+            answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+            return answer
+        kind, _, bearer = request.headers.get("authorization", "").partition(" ")
+        brought = [request.cookies.get(COOKIE, ""), bearer if kind.lower() == "bearer" else ""]
         if not any(self._is_token(one) for one in brought):
-            raise Refused(401, "open the address with ?token= that the server printed at its start")
-        return False
+            text = "open the address with ?token= that the server printed at its start"
+            raise HTTPException(401, text)
+        return None
 
     def _is_token(self, given: str) -> bool:
         return secrets.compare_digest(given.encode(), str(self.token).encode())
 
-    def _cookie(self) -> list[tuple[bytes, bytes]]:
-        cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/"
-        return [(b"set-cookie", cookie.encode()), (b"location", b"/")]
-
-    async def _body(self, scope: Message, headers: dict[str, str], receive: Receive) -> bytes:
-        upload = scope["path"] == self.upload_path
+    def _bounded(self, request: Request, receive: Receive) -> Receive:
+        """Receives a body; HTTPException where it is too large, or takes too long."""
+        upload = request.scope["path"] == self.upload_path
         most = self.bounds.upload_bytes if upload else self.bounds.body_bytes
-        too_large = Refused(413, f"the request is larger than the {most:,} bytes allowed")
-        length = headers.get("content-length", "0")
+        too_large = HTTPException(413, f"the request is larger than the {most:,} bytes allowed")
+        length = request.headers.get("content-length", "0")
         if length.isdecimal() and int(length) > most:
             raise too_large
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(self.bounds.body_seconds):
-                while True:
+        size, more = 0, True
+        end = asyncio.get_running_loop().time() + self.bounds.body_seconds
+
+        async def bounded() -> Message:
+            nonlocal size, more
+            try:
+                async with asyncio.timeout_at(end if more else None):
                     message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise Refused(400, "the request ended before its body did")
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > most:
-                        raise too_large
-                    if not message.get("more_body"):
-                        return b"".join(parts)
-        except TimeoutError:
-            seconds = self.bounds.body_seconds
-            raise Refused(408, f"the request did not arrive in {seconds:.0f} s") from None
+            except TimeoutError:
+                seconds = self.bounds.body_seconds
+                raise HTTPException(408, f"the request did not come in {seconds:.0f} s") from None
+            size += len(message.get("body", b""))
+            more = message.get("more_body", False)
+            if size > most:
+                raise too_large
+            return message
 
-
-def _headers(scope: Message) -> dict[str, str]:
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-
-
-def _received(body: bytes, receive: Receive) -> Receive:
-    """The body in one message; after it, what the server has to say (that the client left)."""
-    given = False
-
-    async def once() -> Message:
-        nonlocal given
-        if given:
-            return await receive()
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
-
-    return once
-
-
-async def _error(send: Send, status: int, text: str) -> None:
-    body = json.dumps({"error": text}).encode()
-    await _answer(send, status, body, [(b"content-type", b"application/json")])
-
-
-async def _answer(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    headers = [*headers, (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+        return bounded

@@ -1,4 +1,4 @@
-"""Sessions and uploaded examples in SQLite: what a change returned from is on disk."""
+"""Sessions and uploaded examples in SQLite: a change is on disk when its call returns."""
 
 import contextlib
 import hashlib
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from air_jax.index.catalogue import DAMAGED, check_integrity
 from air_jax.serve import sessions
 from air_jax.serve.sessions import Session
 
@@ -28,9 +29,6 @@ CREATE TABLE IF NOT EXISTS uploads (
     width INTEGER NOT NULL, height INTEGER NOT NULL, code BLOB NOT NULL, thumbnail BLOB NOT NULL
 ) STRICT;
 """
-# SQLite puts the name of what is damaged into its message, whatever bytes that has become.
-DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
-DIGEST = 32  # bytes of a SHA-256, after the code of an upload
 BUSY_SECONDS = 30  # to wait for another process that writes
 
 
@@ -68,11 +66,7 @@ class SessionStore:
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.executescript(SCHEMA)
-            # Tokens have no checksum, but stand in the table and in its index: a changed one is
-            # in one of them only.
-            found = [row[0] for row in self._database.execute("PRAGMA integrity_check(1)")]
-            if found != ["ok"]:
-                raise sqlite3.DatabaseError(found[0])
+            check_integrity(self._database)
         except DAMAGED as error:
             self._database.close()
             raise ValueError(f"{path} cannot be read: {error}") from error
@@ -99,7 +93,7 @@ class SessionStore:
         row = self._row("SELECT document FROM sessions WHERE token = ?", token)
         if row is None:
             raise KeyError(token)
-        return sessions.from_json(self._unsealed(row[0]))
+        return sessions.from_json(self._document(row[0]))
 
     @contextlib.contextmanager
     def change(self, token: str) -> Iterator[Session]:
@@ -145,7 +139,6 @@ class SessionStore:
         """Keep an example; returns its token."""
         token = secrets.token_urlsafe(12)
         code = np.asarray(upload.code, "<f4").tobytes()
-        code += hashlib.sha256(code).digest()
         row = (token, sessions.now(), *upload[:3], code, upload.thumbnail)
         with self._transaction() as database:
             database.execute("INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, ?)", row)
@@ -156,23 +149,24 @@ class SessionStore:
 
         Raises:
             KeyError: there is none of that token.
-            ValueError: its code is damaged.
         """
         columns = "codes, width, height, code, thumbnail"
         row = self._row(f"SELECT {columns} FROM uploads WHERE token = ?", token)
         if row is None:
             raise KeyError(token)
-        code, digest = row[3][:-DIGEST], row[3][-DIGEST:]
-        if hashlib.sha256(code).digest() != digest:
-            raise ValueError(f"{self.path} is damaged: the code of upload {token}")
-        return Upload(*row[:3], np.frombuffer(code, "<f4").astype(np.float32), row[4])
+        codes, width, height, code, thumbnail = row
+        if hashlib.sha256(code[:-32]).digest() == code[-32:]:  # of an earlier version
+            code = code[:-32]
+        return Upload(
+            codes, width, height, np.frombuffer(code, "<f4").astype(np.float32), thumbnail
+        )
 
     def delete_unused_uploads(self, before: str) -> int:
         """Forget examples of no session that came before a time; returns how many there were."""
         used = set()
         with self._transaction() as database:
             for (document,) in database.execute("SELECT document FROM sessions"):
-                session = self._unsealed(document)
+                session = self._document(document)
                 used |= {token for token, _ in session["uploads"]}
                 for step in session["undo"]:
                     used |= {token for token, _ in step.get("uploads", [])}
@@ -194,22 +188,16 @@ class SessionStore:
             except DAMAGED as error:
                 raise ValueError(f"{self.path} cannot be read or written: {error}") from error
 
-    def _unsealed(self, document: str) -> dict[str, Any]:
-        """What `_write` sealed: SQLite notices no changed byte within a document.
-
-        Earlier versions did not.
-        """
-        if document.startswith("{"):
-            return json.loads(document)
-        checksum, _, text = document.partition(" ")
-        if hashlib.sha256(text.encode()).hexdigest() != checksum:
-            raise ValueError(f"{self.path} is damaged: a session is not that of its checksum")
-        return json.loads(text)
+    def _document(self, text: str) -> dict[str, Any]:
+        """A session as `_write` wrote it; earlier versions put a checksum and a space before it."""
+        try:
+            return json.loads(text[text.find("{") :])
+        except ValueError as error:
+            raise ValueError(f"{self.path} is damaged: a session is no JSON: {error}") from error
 
     def _write(self, session: Session) -> None:
         said = [mark.relevant for mark in session.marks_now().values()]
-        text = json.dumps(sessions.to_json(session), allow_nan=False)
-        document = f"{hashlib.sha256(text.encode()).hexdigest()} {text}"
+        document = json.dumps(sessions.to_json(session), allow_nan=False)
         head = (session.token, session.name, session.created, session.updated)
         counts = (len(session.rounds), said.count(True), said.count(False))
         with self._transaction() as database:

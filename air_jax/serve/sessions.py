@@ -51,15 +51,15 @@ class Round:
     learner: str | None
     show: str
     count: int
-    hide_judged: bool
-    seed: int
-    marks: list[list[Any]]
-    uploads: list[str]
-    images: list[int]
-    scores: list[float | None]
-    learnt: bool
-    certain: bool
-    seconds: float
+    hide_judged: bool = True
+    seed: int = 0
+    marks: list[list[Any]] = dataclasses.field(default_factory=list)
+    uploads: list[str] = dataclasses.field(default_factory=list)
+    images: list[int] = dataclasses.field(default_factory=list)
+    scores: list[float | None] = dataclasses.field(default_factory=list)
+    learnt: bool = True
+    certain: bool = True
+    seconds: float = 0.0
 
 
 @dataclasses.dataclass
@@ -202,15 +202,17 @@ def from_json(held: dict[str, Any]) -> Session:
     if not isinstance(held, dict) or held.get("format") != FORMAT:
         found = held.get("format") if isinstance(held, dict) else type(held).__name__
         raise ValueError(f"a session of format {found!r}; expected {FORMAT}")
-    fields = {field.name for field in dataclasses.fields(Session)}
     try:
-        session = Session(**{name: held[name] for name in fields})
-        session.rounds = [Round(**made) for made in session.rounds]
-        session.marks = {image: Mark(bool(said), int(on)) for image, said, on in session.marks}
-        session.undo = list(session.undo)
+        values = {field.name: held[field.name] for field in dataclasses.fields(Session)}
+        rounds = dataclasses.fields(Round)
+        values["rounds"] = [
+            Round(**{field.name: made[field.name] for field in rounds}) for made in held["rounds"]
+        ]
+        values["marks"] = {image: Mark(bool(said), int(on)) for image, said, on in held["marks"]}
+        values["undo"] = list(held["undo"])
+        return Session(**values)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"a damaged session: {error!r}") from error
-    return session
 
 
 def _remember(session: Session, step: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from air_jax.runtime import distributed
-from air_jax.runtime.atomic_files import damage, write_checksums
+from air_jax.runtime.checksums import damage, write_checksums
 from air_jax.runtime.progress import say
 
 CHECKPOINTS = "checkpoints"  # the folder of a run that holds them

@@ -19,7 +19,7 @@ from air_jax.models.architecture import Architecture
 from air_jax.models.autoencoder import Autoencoder
 from air_jax.models.net import Net, make_net, parameter_names
 from air_jax.runtime import distributed, sharding, signals
-from air_jax.runtime.atomic_files import read_checked_json, write_checked_json
+from air_jax.runtime.checksums import read_checked_json, write_checked_json
 from air_jax.runtime.progress import Progress, duration, say
 from air_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from air_jax.training.optimizer import learning_rate, make_optimizer

@@ -16,7 +16,7 @@ from browsing import SECONDS, Server
 
 from air_jax.index import build
 from air_jax.index.image_index import ImageIndex
-from air_jax.serve import session_replay, sessions
+from air_jax.serve import session_files, sessions
 
 pytest.importorskip("fastapi", reason="the page's server needs fastapi (extra app)")
 
@@ -90,7 +90,7 @@ def megabytes(server: Server) -> float:
 
 @pytest.mark.parametrize(
     ("size", "dimension", "seconds"),
-    [(2_000, 16, 4.0), pytest.param(60_000, 128, 300.0, marks=pytest.mark.long)],
+    [(2_000, 16, 1.0), pytest.param(60_000, 128, 300.0, marks=pytest.mark.long)],
 )
 def test_twenty_people_at_once_get_their_own_rankings_and_the_servers_memory_settles(
     tmp_path: Path,
@@ -127,8 +127,8 @@ def test_twenty_people_at_once_get_their_own_rankings_and_the_servers_memory_set
     drawn = random.Random(0)
     for person in people:
         for exported in drawn.sample(person.exported, min(REPLAYED, len(person.exported))):
-            for shown, again in session_replay.replay(exported, index):
-                assert session_replay.compared(shown, again)["same"], (shown, again)
+            for shown, again in session_files.replay(exported, index):
+                assert session_files.compared(shown, again)["same"], (shown, again)
 
     rounds = np.concatenate([person.seconds for person in people]) * 1000
     figures = {

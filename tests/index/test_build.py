@@ -19,7 +19,7 @@ from conftest import write_pictures
 from faults import index_content as content
 from PIL import Image
 
-from air_jax.index import build, contact_sheet, decode_pool, decoding
+from air_jax.index import build, decode_pool, decoding
 from air_jax.index.build import Options
 from air_jax.index.image_index import ImageIndex
 from air_jax.models import encode
@@ -82,7 +82,7 @@ def test_a_contact_sheet_shows_some_of_the_images_in_their_order(folder, made):
     index = ImageIndex(made)
     with Image.open(made / "contact_sheet.png") as sheet:
         sheet = sheet.convert("RGB")
-    step = contact_sheet.CELL + contact_sheet.GAP
+    step = build.SHEET_CELL + build.SHEET_GAP
     assert sheet.size == (10 * step + 4, 4 * step + 4)  # 40 images
     for place in (0, 13, 39):
         content = index.thumbnail(int(index.ids[place]))
@@ -218,15 +218,15 @@ def test_a_file_that_kills_the_decoder_is_listed_and_the_others_are_decoded(tmp_
     paths = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
     killer = tmp_path / "killer.py"
     killer.write_text(
-        "import os\nfrom air_jax import decoding\n"
+        "import os\nfrom air_jax.index import decoding\n"
         "def decode_file(folder, path, *others):\n"
         f"    if path == {paths[5]!r}: os._exit(9)\n"
         "    return decoding.decode_file(folder, path, *others)\n"
     )
     script = (
-        "import killer\nfrom air_jax import decode_pool\n"
+        "import killer\nfrom air_jax.index import decode_pool\n"
         "decode_pool.decode_file = killer.decode_file\n"
-        "from air_jax.decoding import Limits\n"
+        "from air_jax.index.decoding import Limits\n"
         "if __name__ == '__main__':\n"
         f"    task = decode_pool.Task({str(tmp_path)!r}, None, 'crop', Limits())\n"
         f"    for one in decode_pool.decode({paths!r}, task, 2): print(one.path, one.error)\n"
@@ -287,6 +287,60 @@ def test_a_damaged_index_is_an_error_that_names_the_file(copied, damage):
         ImageIndex(out).encode(Image.new("RGB", (32, 32)))
 
 
+@pytest.mark.parametrize("damage", ["net.npz", "codes", "checksums.json"])
+def test_what_the_indexer_can_make_again_it_mends(copied, trained_run, damage):
+    pictures, out = copied
+    before = content(out)
+    path = next(out.glob("codes-*/codes.npy")) if damage == "codes" else out / damage
+    changed = bytearray(path.read_bytes())
+    changed[-20] ^= 1
+    path.write_bytes(changed)
+    make(pictures, trained_run, out)
+    assert content(out) == before
+    ImageIndex(out).encode(Image.new("RGB", (32, 32)))
+
+
+def test_a_flipped_byte_of_the_codes_is_found_when_the_index_is_opened(copied):
+    _, out = copied
+    path = next(out.glob("codes-*/codes.npy"))
+    changed = bytearray(path.read_bytes())
+    changed[-20] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match=r"index is damaged: codes-1/codes.npy is damaged"):
+        ImageIndex(out)
+
+
+def test_an_index_with_checksums_of_an_earlier_version_is_opened_and_brought_up_to_date(
+    copied, trained_run
+):
+    """Earlier versions kept a checksum of the catalogue and of the net too."""
+    pictures, out = copied
+    generation = make(pictures, trained_run, out)["generation"]
+    held = json.loads((out / "checksums.json").read_text())
+    others = {"catalogue.sqlite": "0" * 64, "net.npz": "0" * 64}
+    (out / "checksums.json").write_text(json.dumps(held | others))
+    before = content(out)
+    assert make(pictures, trained_run, out)["generation"] == generation
+    assert content(out) == before
+
+
+def test_no_live_database_is_opened_but_by_sqlite(copied, trained_run):
+    """Closing a database's file anywhere in a process drops the locks that SQLite has on it."""
+    pictures, out = copied
+    opened, watching = [], True
+
+    def watch(event, arguments):
+        if watching and event == "open":
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(watch)  # for good
+    make(pictures, trained_run, out)
+    ImageIndex(out)
+    watching = False
+    assert any("index.json" in path for path in opened)
+    assert not [path for path in opened if ".sqlite" in path]
+
+
 def test_what_is_no_index_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="it is no index"):
         ImageIndex(tmp_path)
@@ -311,7 +365,7 @@ def unpublished(trained_run, tmp_path_factory) -> tuple[Path, Path, dict, dict]:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_publish", stopped)
+        patch.setattr(build, "_is_published", stopped)
         with pytest.raises(KeyboardInterrupt):
             make(folder, trained_run, out)
     assert content(out) == before

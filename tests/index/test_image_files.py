@@ -67,7 +67,7 @@ def test_a_folder_in_it_can_be_left_out(tmp_path):
 def test_a_folder_that_cannot_be_read_is_listed(tmp_path, unprivileged):
     (tmp_path / "closed").mkdir(mode=0)
     program = (
-        "import sys, pathlib; from air_jax import image_files; "
+        "import sys, pathlib; from air_jax.index import image_files; "
         "print(image_files.walk(pathlib.Path(sys.argv[1])).unusable)"
     )
     command = [*unprivileged, sys.executable, "-c", program, str(tmp_path)]

@@ -316,7 +316,8 @@ def test_the_page_s_interface_answers_as_on_an_index_of_this_machine_or_says_wha
     pytest.importorskip("httpx", reason="httpx is not installed (pip install 'air_jax[test]')")
     from fastapi.testclient import TestClient
 
-    from air_jax.serve.api import Service, make_app
+    from air_jax.serve.api import make_app
+    from air_jax.serve.service import Service
     from air_jax.serve.session_store import SessionStore
 
     make(pictures, trained_run, tmp_path / "here")

@@ -13,7 +13,8 @@ from air_jax.feedback.learners import LEARNERS
 from air_jax.reproduce import compare_learners
 from air_jax.reproduce.kept_results import KeptResults
 from air_jax.run import jobs, work_directory
-from air_jax.runtime.atomic_files import write_checked_json, write_json
+from air_jax.runtime.atomic_files import write_json
+from air_jax.runtime.checksums import write_checked_json
 
 SIZES = ("--validation=8", "--queries=12", "--rounds=2", "--marks=5")
 

@@ -17,7 +17,10 @@ NAMES = {signal.SIGKILL: "SIGKILL", signal.SIGTERM: "SIGTERM", signal.SIGINT: "C
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("data")
+    """A folder that the tests of kills, damage and disks share."""
+    folder = tmp_path_factory.getbasetemp() / "jobs"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +63,12 @@ def kill(
     return found
 
 
-@pytest.mark.parametrize("job", ["training", "evaluation"])
+@pytest.mark.parametrize("job", ["training", pytest.param("evaluation", marks=pytest.mark.long)])
 def test_a_run_killed_at_any_moment_ends_as_if_undisturbed(
     launcher, job, request, tmp_path, faults_tried
 ):
     job = request.getfixturevalue(job)
-    assert kill(launcher, job, tmp_path, {signal.SIGKILL: 2}, faults_tried)[signal.SIGKILL].times
+    assert kill(launcher, job, tmp_path, {signal.SIGKILL: 1}, faults_tried)[signal.SIGKILL].times
 
 
 @pytest.mark.long
@@ -90,6 +93,7 @@ def test_a_sweep_killed_many_times_ends_as_if_undisturbed(launcher, data, tmp_pa
     assert sum(tried.times for tried in found.values()) >= 6
 
 
+@pytest.mark.long
 def test_indexing_killed_at_any_moment_ends_as_if_undisturbed(
     launcher, data, trained, tmp_path, faults_tried
 ):

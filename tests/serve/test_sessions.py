@@ -153,7 +153,14 @@ def test_a_round_that_is_not_there_is_an_error():
 
 
 @pytest.mark.parametrize(
-    "damage", [{"format": 2}, {"marks": [[1]]}, {"rounds": [{"number": 0}]}, {"undo": 3}]
+    "damage",
+    [
+        {"format": 2},
+        {"marks": [[1]]},
+        {"rounds": [{"number": 0}]},
+        {"rounds": [{"number": 0, "learner": None, "show": "best", "count": 2}]},
+        {"undo": 3},
+    ],
 )
 def test_a_damaged_session_is_an_error(damage):
     with pytest.raises(ValueError, match="session"):
