@@ -14,9 +14,12 @@ import pkgutil
 import resource
 import runpy
 import sys
+from pathlib import Path
 
-import air_jax
-from air_jax.__main__ import COMMANDS
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this clone, whatever else is installed
+
+import air_jax  # noqa: E402
+from air_jax.__main__ import COMMANDS  # noqa: E402
 
 
 def import_what_commands_import() -> None:
