@@ -18,8 +18,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # this clone, whatever else is installed
 
-import air_jax  # noqa: E402
-from air_jax.__main__ import COMMANDS  # noqa: E402
+import air_jax
+from air_jax.__main__ import COMMANDS
 
 
 def import_what_commands_import() -> None:
