@@ -57,6 +57,7 @@ setup(
             "playwright>=1.50",
             "pymilvus>=3.0",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "pyyaml>=6",
             "ruff>=0.14",
             "setuptools>=77",

@@ -69,7 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
     encode.batch = 512
 
     config.retrieval = retrieval = ml_collections.ConfigDict()
-    # The paper's; standardised, cosine, inner_product: see `exact_search.for_metric`.
+    # The paper's; standardised, cosine, inner_product: see `distances.for_metric`.
     retrieval.metric = "l2"
     retrieval.precision = "float32"  # or, on accelerators, bfloat16_3x
     retrieval.baselines = ("random", "pixels", "pca", "kmeans", "untrained")

@@ -55,7 +55,7 @@ def share_compilations() -> str:
                 with contextlib.suppress(zlib.error):  # JAX was killed while it wrote
                     zlib.decompress(path.read_bytes())
                     os.replace(shutil.copy2(path, kept / own.name), kept / path.name)
-        shutil.rmtree(own)
+        shutil.rmtree(own, ignore_errors=True)
 
     atexit.register(keep)
     return str(own)
