@@ -13,11 +13,14 @@ An image keeps its id as long as its content does not change, wherever in the fo
 Its position changes with the images around it.
 """
 
+import contextlib
 import itertools
 import json
 import os
 import sqlite3
 import threading
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,7 +92,8 @@ class ImageIndex:
         self.path = path
         if not (path / catalogue.FILE).is_file():
             raise FileNotFoundError(f"{path} holds no {catalogue.FILE}: it is no index")
-        self._local = threading.local()
+        self._free: list[sqlite3.Connection] = []
+        weakref.finalize(self, _close, self._free)
         while True:
             self.about, self.ids = self._read_catalogue()
             try:
@@ -110,7 +114,7 @@ class ImageIndex:
         """What is published, and the ids by position."""
         file = self.path / catalogue.FILE
         try:
-            with self._database() as database:
+            with self._database() as database, database:
                 catalogue.check_integrity(database, quick=True)
                 database.execute("BEGIN")  # an indexer may publish between the two
                 meta = catalogue.read_meta(database)
@@ -141,7 +145,8 @@ class ImageIndex:
 
     def is_newest(self) -> bool:
         """Whether nothing was published since this was opened."""
-        return catalogue.read_meta(self._database()).get("published") == self.about
+        with self._database() as database:
+            return catalogue.read_meta(database).get("published") == self.about
 
     def position(self, image: int) -> int | None:
         """The position of an image; None if it is not in the index."""
@@ -164,7 +169,8 @@ class ImageIndex:
             part = ids[start : start + IDS_OF_A_QUERY]
             marks = ", ".join("?" * len(part))
             query = f"SELECT {_COLUMNS} FROM images WHERE id IN ({marks})"
-            found |= {row[0]: _image(row) for row in self._database().execute(query, part)}
+            with self._database() as database:
+                found |= {row[0]: _image(row) for row in database.execute(query, part)}
         gone = Image(0, "(removed)", None, None, None, {})
         return [found.get(image, gone._replace(id=image)) for image in ids]
 
@@ -178,20 +184,24 @@ class ImageIndex:
         if digits.isascii() and digits.isdigit() and self.position(int(digits)) is not None:
             found |= {image.id: image for image in self.images([int(digits)])}
         columns = f"SELECT {_COLUMNS} FROM images WHERE position IS NOT NULL"
-        exact = self._database().execute(f"{columns} AND path = ?", [os.fsencode(text)])
-        part = self._database().execute(f"{columns} ORDER BY position")
         wanted = image_files.folded(text)
-        for row in itertools.chain(exact, (row for row in part if _has(row, wanted))):
-            if len(found) >= limit:
-                break
-            if self.position(row[0]) is not None:
-                found.setdefault(row[0], _image(row))
+        with (
+            self._database() as database,
+            contextlib.closing(database.execute(f"{columns} ORDER BY position")) as rows,
+        ):
+            exact = database.execute(f"{columns} AND path = ?", [os.fsencode(text)]).fetchall()
+            for row in itertools.chain(exact, (row for row in rows if _has(row, wanted))):
+                if len(found) >= limit:
+                    break
+                if self.position(row[0]) is not None:
+                    found.setdefault(row[0], _image(row))
         return list(found.values())
 
     def thumbnail(self, image: int) -> bytes | None:
         """A small JPEG; None if there is none."""
-        row = self._database().execute("SELECT jpeg FROM thumbnails WHERE image = ?", [image])
-        found = row.fetchone()
+        query = "SELECT jpeg FROM thumbnails WHERE image = ?"
+        with self._database() as database:
+            found = database.execute(query, [image]).fetchone()
         return None if found is None else found[0]
 
     def file(self, image: int) -> Path | None:
@@ -221,12 +231,28 @@ class ImageIndex:
         pixels = decoding.fit(picture, tuple(model["image_shape"]), model["fit"])
         return encode.encode(self._net, pixels[None], mesh, batch=1, label=None)[0]
 
-    def _database(self) -> sqlite3.Connection:
-        """A connection of this thread's own."""
-        if not hasattr(self._local, "database"):
-            self._local.database = sqlite3.connect(self.path / catalogue.FILE, timeout=30)
-            self._local.database.execute("PRAGMA query_only = ON")
-        return self._local.database
+    @contextlib.contextmanager
+    def _database(self) -> Iterator[sqlite3.Connection]:
+        """A connection that no other thread uses meanwhile; used again later."""
+        try:
+            database = self._free.pop()
+        except IndexError:
+            database = self._connected()
+        try:
+            yield database
+        finally:
+            self._free.append(database)
+
+    def _connected(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self.path / catalogue.FILE, timeout=30, check_same_thread=False)
+        database.execute("PRAGMA query_only = ON")
+        return database
+
+
+def _close(connections: list[sqlite3.Connection]) -> None:
+    """Close connections at once; a connection that is only forgotten waits for Python's gc."""
+    for connection in connections:
+        connection.close()
 
 
 _COLUMNS = "id, path, width, height, bytes, metadata"

@@ -1,7 +1,9 @@
 """Indexes of folders and of vectors: what is in them, after updates, errors and kills."""
 
+import concurrent.futures
 import csv
 import fcntl
+import gc
 import io
 import json
 import multiprocessing
@@ -10,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import killed
@@ -505,6 +508,31 @@ def test_an_indexer_that_ends_while_an_index_is_opened_is_no_damage(
     index = ImageIndex(out)
     assert len(index.ids) == len(index.codes) == 41
     assert len(times) == 2
+
+
+def test_an_index_that_is_no_longer_used_leaves_no_file_open(made):
+    def opened() -> int:
+        links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+        return sum(os.path.realpath(link).startswith(str(made)) for link in links)
+
+    before = opened()
+    gc.disable()
+    try:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            for _ in range(3):
+                index = ImageIndex(made)
+                together = threading.Barrier(4)
+
+                def look(image, index=index, together=together):
+                    together.wait()
+                    return index.thumbnail(image), index.find("png", 3)
+
+                assert all(list(pool.map(look, range(1, 5))))
+                assert opened() > before
+                del index, look
+        assert opened() == before
+    finally:
+        gc.enable()
 
 
 def test_a_read_only_folder_is_not_called_damaged(copied, trained_run, unprivileged):
