@@ -39,6 +39,10 @@ CREATE TABLE IF NOT EXISTS broken (
 """
 
 
+class Unavailable(OSError):
+    """A database that cannot be used now, as it is busy, replaced, or its disk is full."""
+
+
 class Known(NamedTuple):
     """A file that the catalogue has an image of.
 
@@ -57,6 +61,19 @@ class Known(NamedTuple):
 def codes_name(generation: int) -> str:
     """The folder of the codes of a generation."""
     return f"codes-{generation}"
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of its name; None if there is none.
+
+    A database that is open is looked at by its name only: to open and close its file, but through
+    SQLite, drops all locks that this process has on it.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def read_meta(database: sqlite3.Connection) -> dict[str, Any]:

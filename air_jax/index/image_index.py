@@ -87,6 +87,7 @@ class ImageIndex:
 
     def __init__(self, path: Path):
         self.path = path
+        self._identity = catalogue.identity(path / catalogue.FILE)
         if not (path / catalogue.FILE).is_file():
             raise FileNotFoundError(f"{path} holds no {catalogue.FILE}: it is no index")
         self._local = threading.local()
@@ -127,8 +128,20 @@ class ImageIndex:
             )
         return codes
 
+    @property
+    def version(self) -> str:
+        """What tells these images and ids from those of any other state, of any index here."""
+        assert self._identity is not None
+        return f"{self._identity[1]:x}-{self.about['fingerprint'][:16]}"
+
+    def is_in_place(self) -> bool:
+        """Whether its folder is the one that was opened, not deleted and not another."""
+        return catalogue.identity(self.path / catalogue.FILE) == self._identity
+
     def is_newest(self) -> bool:
         """Whether nothing was published since this was opened."""
+        if not self.is_in_place():
+            return False
         return catalogue.read_meta(self._database()).get("published") == self.about
 
     def position(self, image: int) -> int | None:
@@ -214,10 +227,16 @@ class ImageIndex:
         return encode.encode(self._net, pixels[None], mesh, batch=1, label=None)[0]
 
     def _database(self) -> sqlite3.Connection:
-        """A connection of this thread's own."""
+        """A connection of this thread's own, to the same file as those of the others."""
         if not hasattr(self._local, "database"):
-            self._local.database = sqlite3.connect(self.path / catalogue.FILE, timeout=30)
-            self._local.database.execute("PRAGMA query_only = ON")
+            # A connection that may create the file would spoil a folder that is made anew.
+            address = f"{(self.path / catalogue.FILE).absolute().as_uri()}?mode=rw"
+            database = sqlite3.connect(address, timeout=30, uri=True)
+            if not self.is_in_place():
+                database.close()
+                raise catalogue.Unavailable(f"{self.path} was deleted or replaced")
+            database.execute("PRAGMA query_only = ON")
+            self._local.database = database
         return self._local.database
 
 
