@@ -48,6 +48,10 @@ NOT_DAMAGE = (
 )
 
 
+class Unavailable(OSError):
+    """A database that cannot be used now, as it is busy, replaced, or its disk is full."""
+
+
 class Known(NamedTuple):
     """A file that the catalogue has, or had, an image of.
 
@@ -70,6 +74,19 @@ class Known(NamedTuple):
 def codes_name(generation: int) -> str:
     """The folder of the codes of a generation."""
     return f"codes-{generation}"
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of its name; None if there is none.
+
+    A database that is open is looked at by its name only: to open and close its file, but through
+    SQLite, drops all locks that this process has on it.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def read_meta(database: sqlite3.Connection) -> dict[str, Any]:
@@ -104,10 +121,10 @@ def unusable(path: Path, error: Exception) -> Exception:
     """The error to raise for one of `DAMAGED`, which SQLite reported of a file: it names the file.
 
     Returns:
-        An OSError where the file is whole, but SQLite cannot read or write it; else a ValueError.
+        `Unavailable` where the file is whole, but SQLite cannot read or write it; or a ValueError.
     """
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in NOT_DAMAGE:
-        return OSError(
+        return Unavailable(
             f"{path} cannot be used: {error}; SQLite needs to write this file and beside it, even "
             "to read it"
         )

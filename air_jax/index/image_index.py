@@ -90,6 +90,7 @@ class ImageIndex:
 
     def __init__(self, path: Path):
         self.path = path
+        self._identity = catalogue.identity(path / catalogue.FILE)
         if not (path / catalogue.FILE).is_file():
             raise FileNotFoundError(f"{path} holds no {catalogue.FILE}: it is no index")
         self._free: list[sqlite3.Connection] = []
@@ -101,7 +102,7 @@ class ImageIndex:
                 break
             except (FileNotFoundError, ValueError):
                 # An indexer that published since has deleted the codes.
-                if self.is_newest():
+                if not self.is_in_place() or self.is_newest():
                     raise
         self._order = np.argsort(self.ids)
         self._sorted = self.ids[self._order]
@@ -112,18 +113,14 @@ class ImageIndex:
 
     def _read_catalogue(self) -> tuple[dict[str, Any], np.ndarray]:
         """What is published, and the ids by position."""
-        file = self.path / catalogue.FILE
-        try:
-            with self._database() as database, database:
-                catalogue.check_integrity(database, quick=True)
-                database.execute("BEGIN")  # an indexer may publish between the two
-                meta = catalogue.read_meta(database)
-                rows = database.execute(
-                    "SELECT id FROM images WHERE position IS NOT NULL ORDER BY position"
-                )
-                ids = np.array([row[0] for row in rows], np.int64)
-        except (*catalogue.DAMAGED, ValueError) as error:
-            raise catalogue.unusable(file, error) from error
+        with self._database() as database, database:
+            catalogue.check_integrity(database, quick=True)
+            database.execute("BEGIN")  # an indexer may publish between the two
+            meta = catalogue.read_meta(database)
+            rows = database.execute(
+                "SELECT id FROM images WHERE position IS NOT NULL ORDER BY position"
+            )
+            ids = np.array([row[0] for row in rows], np.int64)
         if "published" not in meta:
             raise FileNotFoundError(
                 f"{self.path} is not finished: run air_jax.index again, it continues"
@@ -143,8 +140,20 @@ class ImageIndex:
             )
         return codes
 
+    @property
+    def version(self) -> str:
+        """What tells these images and ids from those of any other state, of any index here."""
+        assert self._identity is not None
+        return f"{self._identity[1]:x}-{self.about['fingerprint'][:16]}"
+
+    def is_in_place(self) -> bool:
+        """Whether its folder is the one that was opened, not deleted and not another."""
+        return catalogue.identity(self.path / catalogue.FILE) == self._identity
+
     def is_newest(self) -> bool:
         """Whether nothing was published since this was opened."""
+        if not self.is_in_place():
+            return False
         with self._database() as database:
             return catalogue.read_meta(database).get("published") == self.about
 
@@ -184,12 +193,12 @@ class ImageIndex:
         if digits.isascii() and digits.isdigit() and self.position(int(digits)) is not None:
             found |= {image.id: image for image in self.images([int(digits)])}
         columns = f"SELECT {_COLUMNS} FROM images WHERE position IS NOT NULL"
-        wanted = image_files.folded(text)
+        path, wanted = os.fsencode(text), image_files.folded(text)
         with (
             self._database() as database,
             contextlib.closing(database.execute(f"{columns} ORDER BY position")) as rows,
         ):
-            exact = database.execute(f"{columns} AND path = ?", [os.fsencode(text)]).fetchall()
+            exact = database.execute(f"{columns} AND path = ?", [path]).fetchall()
             for row in itertools.chain(exact, (row for row in rows if _has(row, wanted))):
                 if len(found) >= limit:
                     break
@@ -233,18 +242,30 @@ class ImageIndex:
 
     @contextlib.contextmanager
     def _database(self) -> Iterator[sqlite3.Connection]:
-        """A connection that no other thread uses meanwhile; used again later."""
+        """A connection that no other thread uses meanwhile; it is used again later.
+
+        Raises:
+            Unavailable, ValueError: what SQLite reports, or a value that cannot be read.
+        """
         try:
-            database = self._free.pop()
-        except IndexError:
-            database = self._connected()
-        try:
-            yield database
-        finally:
-            self._free.append(database)
+            try:
+                database = self._free.pop()
+            except IndexError:
+                database = self._connected()
+            try:
+                yield database
+            finally:
+                self._free.append(database)
+        except (*catalogue.DAMAGED, ValueError) as error:
+            raise catalogue.unusable(self.path / catalogue.FILE, error) from error
 
     def _connected(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self.path / catalogue.FILE, timeout=30, check_same_thread=False)
+        # A connection that may create the file would spoil a folder that is made anew.
+        address = f"{(self.path / catalogue.FILE).absolute().as_uri()}?mode=rw"
+        database = sqlite3.connect(address, timeout=30, uri=True, check_same_thread=False)
+        if not self.is_in_place():
+            database.close()
+            raise catalogue.Unavailable(f"{self.path} was deleted or replaced")
         database.execute("PRAGMA query_only = ON")
         return database
 

@@ -15,6 +15,14 @@ LONGEST_NAME = 200
 MOST_UNDONE = 500  # steps that are remembered
 
 
+class Refused(ValueError):
+    """What was asked for cannot be done; the message tells the person why."""
+
+
+class Conflict(Refused):
+    """The session has gone on since it was looked at."""
+
+
 class Mark(NamedTuple):
     """What a person said about an image.
 
@@ -128,8 +136,28 @@ def add_uploads(session: Session, uploads: list[str]) -> None:
         _remember(session, {"kind": "uploads", "before": before})
 
 
-def add_round(session: Session, made: Round) -> None:
-    """Show a new round after the one shown; what was done on later ones is dropped."""
+def add_round(session: Session, made: Round, after: Round) -> None:
+    """Show a new round after the one shown; what was done on later ones is dropped.
+
+    Where another request has added a round of the same learner, settings and marks meanwhile, that
+    one is shown, and nothing changes.
+
+    Args:
+        session: as it is now.
+        made: the new round.
+        after: the round that was shown when it was asked for.
+
+    Raises:
+        Conflict: another round is shown now.
+    """
+    shown = session.rounds[session.current]
+    if shown != after:
+        if session.current == made.number and _asks_the_same(shown, made):
+            return
+        raise Conflict(
+            f"round {session.current} is shown now, which another request has made or gone back "
+            f"to; the one asked for follows round {after.number}"
+        )
     kept = session.current + 1
     _remember(
         session,
@@ -147,14 +175,25 @@ def add_round(session: Session, made: Round) -> None:
     session.current = made.number
 
 
+def is_repeated(session: Session, made: Round) -> bool:
+    """Whether a new round is but the round shown again: the same was asked for, and found."""
+    shown = session.rounds[session.current]
+    return _asks_the_same(shown, made) and shown.images == made.images
+
+
+def _asks_the_same(one: Round, other: Round) -> bool:
+    keys = ("learner", "show", "count", "hide_judged", "marks", "uploads")
+    return all(getattr(one, key) == getattr(other, key) for key in keys)
+
+
 def back(session: Session, number: int) -> None:
     """Show a round again, or one after it that has not been replaced.
 
     Raises:
-        ValueError: there is no such round.
+        Refused: there is no such round.
     """
     if not 0 <= number < len(session.rounds):
-        raise ValueError(f"round {number}: expected from 0 to {len(session.rounds) - 1}")
+        raise Refused(f"round {number}: expected from 0 to {len(session.rounds) - 1}")
     if number != session.current:
         _remember(session, {"kind": "back", "current": session.current})
         session.current = number
@@ -164,10 +203,10 @@ def undo(session: Session) -> None:
     """Take back the last step: marks, an example, a round, or a step back.
 
     Raises:
-        ValueError: there is none.
+        Refused: there is none.
     """
     if not session.undo:
-        raise ValueError("there is nothing to undo")
+        raise Refused("there is nothing to undo")
     step = session.undo.pop()
     match step["kind"]:
         case "marks":
