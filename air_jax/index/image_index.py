@@ -173,15 +173,22 @@ class ImageIndex:
         unknown = [image for image in ids if self.position(image) is None]
         if unknown:
             raise ValueError(f"there is no image {unknown[0]} in the index")
-        found: dict[int, Image] = {}
+        found = {row[0]: _image(row) for row in self._rows(_COLUMNS, ids)}
+        gone = Image(0, "(removed)", None, None, None, {})
+        return [found.get(image, gone._replace(id=image)) for image in ids]
+
+    def contents(self, ids: list[int]) -> dict[int, str]:
+        """SHA-256 of the files of images, by id; not of vectors."""
+        return {image: sha256 for image, sha256 in self._rows("id, sha256", ids) if sha256}
+
+    def _rows(self, columns: str, ids: list[int]) -> Iterator[tuple[Any, ...]]:
         for start in range(0, len(ids), IDS_OF_A_QUERY):
             part = ids[start : start + IDS_OF_A_QUERY]
             marks = ", ".join("?" * len(part))
-            query = f"SELECT {_COLUMNS} FROM images WHERE id IN ({marks})"
             with self._database() as database:
-                found |= {row[0]: _image(row) for row in database.execute(query, part)}
-        gone = Image(0, "(removed)", None, None, None, {})
-        return [found.get(image, gone._replace(id=image)) for image in ids]
+                query = f"SELECT {columns} FROM images WHERE id IN ({marks})"
+                rows = database.execute(query, part).fetchall()
+            yield from rows
 
     def find(self, text: str, limit: int) -> list[Image]:
         """Images by id ("17", "#17"), by path, then by a part of path or of a metadata's value.
