@@ -107,11 +107,11 @@ def parts(folder: Path, model: Path, scratch: Path, workers: int) -> dict[str, f
     lap("encode")
     catalogue = Catalogue(scratch)
     rows = zip(files, decoded, np.concatenate(codes), strict=True)
-    added = [(file, one, code.astype("<f4").tobytes()) for file, one, code in rows]
+    added = [(file, one, code.astype("<f4").tobytes(), None) for file, one, code in rows]
     started = time.perf_counter()
     for start in range(0, len(added), batch):
         catalogue.add(added[start : start + batch])
-    catalogue.publish([known.image for known in catalogue.known().values()], {"generation": 1})
+    catalogue.publish([known.image for known in catalogue.known()], {"generation": 1})
     lap("sqlite")
     catalogue.close()
     return seconds

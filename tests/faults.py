@@ -303,7 +303,8 @@ class Table:
 
 TIMES = {"seconds", "compile_seconds", "images_per_second"}
 # Of an index, what tells how it came about rather than what is in it.
-HISTORY = {"added", "unchanged", "generation"} | {"commit", "commit_reason"}
+HISTORY = {"added", "unchanged", "moved", "unseen", "dropped", "generation"}
+HISTORY |= {"commit", "commit_reason"}
 
 
 def without_times(value: Any) -> Any:
