@@ -60,10 +60,7 @@ NAMED = {
         *("first_p50_ms_0.0005m", "round_p95_ms_0.0005m", "errors"),
         "start_to_first_results_s_0.0005m",
     },
-    "indexing": {
-        f"{part}_images_per_second"
-        for part in ("new", "unchanged", "walk", "read_and_hash", "decode", "encode", "sqlite")
-    },
+    "indexing": {"new_seconds", "unchanged_images_per_second", "peak_mb"},
     "milvus": {"first_milvus_ms", "discriminant_milvus_ms", "svc_linear_folder_ms"},
 }
 
