@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import jax
-
 SHORTEST_KEPT_COMPILATION = 0.5  # seconds
 
 
@@ -18,6 +16,8 @@ def keep_compilations() -> None:
 
     `JAX_COMPILATION_CACHE_DIR` names another folder for them.
     """
+    import jax  # here: data sets are read without it
+
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compilations"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", SHORTEST_KEPT_COMPILATION)
