@@ -91,7 +91,7 @@ def retrieval_sheet(
 def map_over_rounds(
     path: Path, learners: dict[str, Any], gains: dict[str, list[dict[str, Any]]]
 ) -> None:
-    """mAP of each learner by round, and what it gains on images without a mark, with intervals.
+    """mAP of each learner by round, and what it gains on images without a mark.
 
     Args:
         path: of the PNG.
@@ -101,23 +101,21 @@ def map_over_rounds(
     """
     figure, (full, residual) = plt.subplots(1, 2, figsize=(10, 4))
     for place, (learner, entry) in enumerate(learners.items()):
-        rounds = entry["rounds"]
-        drawn = (
-            (full, [{"mean": r["map"], "ci95": r["map_ci95"]} for r in rounds]),
-            (residual, gains[learner]),
-        )
-        for axes, values in drawn:
-            points = [(number, v) for number, v in enumerate(values) if v["mean"] is not None]
-            x, y = [number for number, _ in points], [v["mean"] for _, v in points]
-            low, high = np.array([v["ci95"] for _, v in points]).reshape(-1, 2).T
-            colour = f"C{place}"
-            axes.plot(x, y, marker="o", ms=4, lw=1.5, color=colour, label=learner)
-            axes.fill_between(x, low, high, color=colour, alpha=0.12, lw=0)
-            axes.set_xticks(range(len(rounds)))
-    full.set(title="full mAP", ylabel="mAP of the whole database")
-    residual.set(title="images without a mark", ylabel="residual mAP minus the first retrieval's")
+        look: dict[str, Any] = {"color": f"C{place}", "marker": "o", "ms": 4, "lw": 1.5}
+        maps = [r["map"] for r in entry["rounds"]]
+        full.plot(range(len(maps)), maps, label=learner, **look)
+        points = [(n, gain) for n, gain in enumerate(gains[learner]) if gain["mean"] is not None]
+        x = [number for number, _ in points]
+        residual.plot(x, [gain["mean"] for _, gain in points], **look)
+        low, high = np.array([gain["ci95"] for _, gain in points]).reshape(-1, 2).T
+        residual.fill_between(x, low, high, color=look["color"], alpha=0.15, lw=0)
+    full.set(title="the whole database", ylabel="full mAP")
+    residual.set(
+        title="images without a mark, with 95 % intervals",
+        ylabel="residual mAP minus the first retrieval's",
+    )
     for axes in (full, residual):
-        axes.set_xlabel("round of feedback (bands: 95 %)")
+        axes.set(xlabel="round of feedback", xticks=range(len(maps)))
         axes.grid(alpha=0.3)
     full.legend(fontsize=8)
     figure.tight_layout()
