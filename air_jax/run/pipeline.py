@@ -41,9 +41,10 @@ def do_stage(stage: str, job: Job, workdir: WorkDir) -> None:
         say(f"{stage}: done before")
         return
     say(f"{stage}: {reason}" if reason != "not done yet" else f"{stage}:")
+    started = time.monotonic()
     result, left = _STAGES[stage](job, workdir)
     if distributed.is_first():
-        workdir.finish(stage, result, left)
+        workdir.finish(stage, result, left, time.monotonic() - started)
     distributed.barrier()
 
 

@@ -201,8 +201,10 @@ class WorkDir:
             return "made from an earlier state of the stages before it"
         return difference(self.path, record["files"])
 
-    def finish(self, stage: str, result: dict[str, Any], files: list[str]) -> None:
-        """Record that a stage is done, what it found, and the files or folders it left."""
+    def finish(
+        self, stage: str, result: dict[str, Any], files: list[str], seconds: float = 0.0
+    ) -> None:
+        """Record that a stage is done, what it found, what it left, and how long it took in all."""
         checksums = {name: sha256_of(self / name) for name in files}
         keys = stage_keys(self.config, stage)
         write_json(
@@ -213,6 +215,7 @@ class WorkDir:
                 "code": stage_code(self.config, stage),
                 "files": checksums,
                 "result": result,
+                "seconds": seconds,
                 "checksum": hash_of([checksums, result]),
             },
         )
@@ -223,6 +226,11 @@ class WorkDir:
             return None
         record = self._record(stage)
         return record["result"] if record else None
+
+    def seconds(self, stage: str) -> float | None:
+        """How long a finished stage took; None where that is not written down."""
+        record = None if self.why_redo(stage) else self._record(stage)
+        return record.get("seconds") if record else None
 
     def _training(self) -> dict[str, Any]:
         return stage_keys(self.config, "train") | {"data (SHA-256)": self.data_fingerprint}
