@@ -19,5 +19,6 @@ def get_config():
     config.train.epochs = 20
     config.train.learning_rate = 0.2
     config.train.warmup_steps = 20
+    config.retrieval.baselines = ("random", "pixels", "pca", "untrained")
     config.feedback.queries = 0
     return config
