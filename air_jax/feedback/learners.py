@@ -15,6 +15,7 @@ import numpy as np
 import threadpoolctl
 
 from air_jax.feedback import svm
+from air_jax.runtime.checksums import hash_of_code
 from air_jax.search import scorers
 from air_jax.search.codes import Codes
 from air_jax.search.scorers import OUTSIDE, Kernel, Linear, Machine, Mixture, Near, Scorer
@@ -343,3 +344,8 @@ def parameters(learner: str) -> dict[str, Any]:
     if fixed.func is support_vector:
         return fixed.keywords | machine | {"tolerance": svm.TOLERANCE}
     return fixed.keywords | (machine if fixed.func is kernel_ridge else {})
+
+
+def made_from(learner: str) -> dict[str, Any]:
+    """All that a learner's results depend on: what it was fixed to, and a hash of its code."""
+    return parameters(learner) | {"code": hash_of_code(LEARNERS[learner])}

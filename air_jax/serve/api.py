@@ -6,6 +6,7 @@ traceback, for a fault of this program. Here are the application, the index, its
 uploads; `session_api` has the sessions.
 """
 
+import hashlib
 import secrets
 import traceback
 from collections.abc import Callable
@@ -164,14 +165,15 @@ def describe(image: Id, service: Opened) -> dict[str, Any]:
 @router.get("/api/images/{image}/thumbnail", response_class=Response)
 def thumbnail(image: Id, service: Opened, if_none_match: Annotated[str, Header()] = "") -> Response:
     """A small JPEG."""
-    # Ids of another index at the same address are other images: a browser has to ask again.
-    tag = f'"{service.index.version}-{image}"'
-    headers = {"cache-control": "private, no-cache", "etag": tag}
-    if if_none_match == tag:
-        return Response(status_code=304, headers=headers)
     content = service.index.thumbnail(image)
     if content is None:
         raise HTTPException(404, f"there is no thumbnail of image {image}")
+    # An id is another image in another index at the same address, and a row of vectors may get
+    # another picture: a browser has to ask again.
+    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    headers = {"cache-control": "private, no-cache", "etag": tag}
+    if if_none_match == tag:
+        return Response(status_code=304, headers=headers)
     return Response(content, media_type="image/jpeg", headers=headers)
 
 

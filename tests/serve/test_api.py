@@ -414,6 +414,45 @@ def test_an_index_made_anew_is_served_without_a_new_start_and_sessions_go_on(fol
     assert len(before.index.codes.exact) == 12
 
 
+def test_a_session_goes_on_and_is_replayed_after_a_folder_was_renamed(followed, tmp_path):
+    folder, index, following, client = followed
+    session = played(client)
+    file = tmp_path / "session.json"
+    file.write_bytes(client.get(f"/api/sessions/{session['session']}/export.json").content)
+    (folder / "1").rename(folder / "renamed")
+    index()
+    assert following.look() is True
+    found = ask(client, "GET", f"/sessions/{session['session']}")
+    assert shown(found) == shown(session)
+    labels = [one["item"]["label"] for one in found["marks"]]
+    labels += [one["label"] for one in found["round"]["results"]]
+    assert not [label for label in labels if label.startswith(("1/", "("))]
+    go_on(client, session)
+    held = session_files.read(file)
+    pairs = session_files.replay(held, following.service.index)
+    assert all(session_files.compared(*pair)["same"] for pair in pairs)
+    held["contents"][str(shown(session)[0])] = "0" * 64
+    with pytest.raises(ValueError, match="it is of another index"):
+        session_files.replay(held, following.service.index)
+
+
+def test_a_picture_of_vectors_that_was_replaced_is_shown_anew(tmp_path):
+    write_pictures(tmp_path / "pictures", 3)
+    np.save(tmp_path / "codes.npy", np.eye(3))
+    (tmp_path / "rows.csv").write_text("path\n0/000.png\n1/001.png\n2/002.png\n")
+    paths = (tmp_path / "codes.npy", tmp_path / "rows.csv", tmp_path / "pictures", tmp_path / "ix")
+    build.index_vectors(*paths, Options())
+    client = open_client(tmp_path / "ix", tmp_path / "sessions.sqlite")
+    before = client.get("/api/images/1/thumbnail")
+    (tmp_path / "pictures/0/000.png").write_bytes(png())
+    build.index_vectors(*paths, Options())
+    known = {"if-none-match": before.headers["etag"]}
+    after = client.get("/api/images/1/thumbnail", headers=known)
+    assert after.status_code == 200
+    assert after.content != before.content
+    assert client.get("/api/images/1").json()["width"] == 20
+
+
 def test_an_index_that_cannot_be_opened_anew_is_still_served_as_it_was(followed):
     folder, index, following, client = followed
     (folder / "new.png").write_bytes(png(colour="blue"))
