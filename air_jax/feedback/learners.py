@@ -4,6 +4,7 @@ A learner sees codes and marks, never a label. Learners are chosen by name from 
 """
 
 import functools
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -132,12 +133,16 @@ def discriminant(
     covariance = codes.covariance.astype(np.float64)
     mean_variance = max(np.trace(covariance) / dimension, np.finfo(np.float32).tiny)
     covariance = covariance + shrinkage * mean_variance * np.eye(dimension)
-    with _blas().limit(limits=1, user_api="blas"):
+    # Two threads at once would leave the limit behind.
+    with _BLAS_ACCESS, _blas().limit(limits=1, user_api="blas"):
         normals = np.linalg.solve(covariance, target.T).T
     intercept = -(normals * target).sum(axis=1) / 2
     weights = normals * codes.deviation  # of standardised codes
     scorer = Linear(weights.astype(np.float32), intercept.astype(np.float32))
     return Lesson(scorer, np.ones(len(queries), bool), _nothing(queries), signed=True)
+
+
+_BLAS_ACCESS = threading.Lock()
 
 
 @functools.cache
@@ -281,10 +286,10 @@ def _solve_ridge(
 
 
 def _farthest_unmarked(codes: Codes, queries: np.ndarray, marks: Marks, count: int) -> np.ndarray:
-    """[B, count] positions of the unmarked images farthest from each query."""
-    if not count:
-        return _nothing(queries)
+    """[B, count] positions of the unmarked images farthest from each query; fewer if there are."""
     count = min(count, len(codes) - marks.positions.shape[1])
+    if count <= 0:
+        return _nothing(queries)
     return codes.top(Near(queries), count, marks.positions, show="worst").positions
 
 

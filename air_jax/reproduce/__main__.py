@@ -1,7 +1,7 @@
 """The paper's figures: `python -m air_jax.reproduce --config=configs/figure3.py`.
 
 Trains and evaluates the nets of a sweep, and writes `<figure>.json`, `<figure>.png` and
-`claims.md`: which of the paper's claims hold.
+`claims.md`, which says which of the paper's claims hold (a sweep of choices writes `choices.md`).
 """
 
 import sys

@@ -18,6 +18,7 @@ from air_jax.configs import default
 from air_jax.feedback import learners, simulated_user
 from air_jax.feedback.learners import LEARNERS, Learner
 from air_jax.feedback.simulated_user import Simulation
+from air_jax.reproduce import pages
 from air_jax.reproduce.kept_results import KeptResults
 from air_jax.run import jobs
 from air_jax.run.work_directory import CONFIG_FILE
@@ -163,24 +164,21 @@ def winner(found: dict[str, Any]) -> str:
 
 def table(found: dict[str, Any]) -> str:
     """Residual mAP minus the first retrieval's on the same set, with intervals, as markdown."""
-    rounds = len(next(iter(found.values()))["own"])
-    numbers = range(1, rounds)
-    head = [f"recorded {n}" for n in numbers] + [f"own {n}" for n in numbers]
-    lines = [
-        "| learner | " + " | ".join(head) + f" | full mAP, own {rounds - 1} | showing uncertain |",
-        "|" + "---|" * (len(head) + 3),
-    ]
-    for name, kinds in found.items():
-        cells = []
-        for kind in ("recorded", "own"):
-            for entry in kinds[kind][1:]:
-                low, high = entry["residual_gain_ci95"]
-                cells.append(f"{entry['residual_gain']:+.4f} ({low:+.4f} – {high:+.4f})")
-        uncertain = kinds.get("uncertain")
-        cells.append(f"{kinds['own'][-1]['map']:.4f}")
-        cells.append(f"{uncertain[-1]['map']:.4f}" if uncertain else "")
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    last = len(next(iter(found.values()))["own"]) - 1
+
+    def gain(kind: str, number: int, row: dict[str, Any]) -> str:
+        entry = row[kind][number]
+        low, high = entry["residual_gain_ci95"]
+        return f"{entry['residual_gain']:+.4f} ({low:+.4f} – {high:+.4f})"
+
+    columns: pages.Columns = {"learner": "`{learner}`"}
+    for kind in ("recorded", "own"):
+        columns |= {f"{kind} {n}": partial(gain, kind, n) for n in range(1, last + 1)}
+    columns[f"full mAP, own {last}"] = f"{{own[{last}][map]:.4f}}"
+    columns["showing uncertain"] = lambda row: (
+        f"{row['uncertain'][-1]['map']:.4f}" if "uncertain" in row else ""
+    )
+    return pages.table(({"learner": name, **kinds} for name, kinds in found.items()), columns)
 
 
 def codes_of(path: Path, of: str) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ it is, and what was expected.
 import importlib.util
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -37,16 +38,34 @@ CHOICES = {
     "retrieval.precision": PRECISIONS,
     "feedback.show": SHOW,
 }
-AT_LEAST_ONE = (
-    *("train.epochs", "train.batch", "train.steps_per_batch"),
-    *("feedback.rounds", "feedback.marks_per_round", "report.queries"),
-    *("log.every_steps", "log.checkpoint_steps"),
-)
-NOT_NEGATIVE = (
-    *("seed", "data.split_seed", "data.size", "data.keep_database_per_class"),
-    *("data.keep_queries_per_class", "train.warmup_steps", "train.weight_decay"),
-    *("train.clip_norm", "train.steps_per_call", "train.corruption_amount"),
-    *("feedback.queries", "feedback.seed"),
+# Keys, what their values have to be, and the same in words.
+RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (
+        (
+            *("train.epochs", "train.batch", "train.steps_per_batch"),
+            *("feedback.rounds", "feedback.marks_per_round", "report.queries"),
+            *("log.every_steps", "log.checkpoint_steps"),
+        ),
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    (
+        (
+            *("seed", "data.split_seed", "data.size", "data.keep_database_per_class"),
+            *("data.keep_queries_per_class", "train.warmup_steps", "train.weight_decay"),
+            *("train.clip_norm", "train.steps_per_call", "train.corruption_amount"),
+            *("feedback.queries", "feedback.seed"),
+        ),
+        lambda value: value >= 0,
+        "0 or more",
+    ),
+    (("train.learning_rate",), lambda value: 0 < value < math.inf, "a positive number"),
+    (("train.momentum",), lambda value: 0 <= value < 1, "from 0 to below 1"),
+    (
+        ("train.greedy_share",),
+        lambda value: 0 < value < 1,
+        "above 0 and below 1; the other steps fine-tune the whole net",
+    ),
 )
 
 
@@ -92,9 +111,9 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     for key, known in CHOICES.items():
         if values[key] not in known:
             raise ValueError(f"{key}={values[key]!r}: expected one of {', '.join(known)}")
-    for keys, least, words in ((AT_LEAST_ONE, 1, "at least 1"), (NOT_NEGATIVE, 0, "0 or more")):
+    for keys, fits, words in RANGES:
         for key in keys:
-            if not values[key] >= least:
+            if not fits(values[key]):
                 raise ValueError(f"{key}={values[key]}: expected {words}")
     for key, known in (("retrieval.baselines", baselines.NAMES), ("feedback.learners", LEARNERS)):
         for name in values[key]:
@@ -113,14 +132,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "log.tensorboard=True needs tensorboardX: pip install 'air_jax[tensorboard]'"
         )
-    _check_optimiser(config.train)
-
-
-def _check_optimiser(train: ml_collections.ConfigDict) -> None:
-    if not (math.isfinite(train.learning_rate) and train.learning_rate > 0):
-        raise ValueError(f"train.learning_rate={train.learning_rate}: expected a positive number")
-    if not 0 <= train.momentum < 1:
-        raise ValueError(f"train.momentum={train.momentum}: expected from 0 to below 1")
+    train = config.train
     if (train.corruption == "none") != (train.corruption_amount == 0):
         raise ValueError(
             f"train.corruption={train.corruption!r} with "
@@ -130,11 +142,6 @@ def _check_optimiser(train: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"train.corruption_amount={train.corruption_amount}: with corruption 'mask' it is "
             "the masked share of the image, below 1"
-        )
-    if not 0 < train.greedy_share < 1:
-        raise ValueError(
-            f"train.greedy_share={train.greedy_share}: expected above 0 and below 1; the other "
-            "steps fine-tune the whole net"
         )
 
 
