@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from air_jax.feedback.learners import LEARNERS, Learner, Lesson, Marks
+from air_jax.feedback.learners import Learner, Lesson, Marks, with_solver
 from air_jax.runtime import distributed
 from air_jax.runtime.progress import Progress
 from air_jax.search import distances, full_ranking, metrics, scorers
@@ -152,6 +152,7 @@ def simulate(
     marks_per_round: int,
     seed: int = 0,
     show: str = "best",
+    solver: str = "smo",
     recorded: np.ndarray | None = None,
     block: int | None = None,
 ) -> Simulation:
@@ -169,6 +170,7 @@ def simulate(
         marks_per_round: images marked in each.
         seed: for learners that draw.
         show: see `rounds`.
+        solver: of the machines of learners by name; one of `svm.SOLVERS`.
         recorded: see `rounds`; [Q, rounds_count * marks_per_round].
         block: queries at a time; None: as many as have `SCORES_BYTES` of scores.
 
@@ -183,7 +185,7 @@ def simulate(
 
     def play(rows: np.ndarray) -> Iterator[Round]:
         return rounds(
-            LEARNERS[learner] if isinstance(learner, str) else learner,
+            with_solver(learner, solver) if isinstance(learner, str) else learner,
             codes,
             queries[rows],
             lambda shown: database_labels[shown] == query_labels[rows, None],

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from air_jax.configs import default
 from air_jax.data import loaders
+from air_jax.feedback import svm
 from air_jax.feedback.engine import SHOW
 from air_jax.feedback.learners import LEARNERS
 from air_jax.models.architecture import Architecture
@@ -35,6 +36,7 @@ CHOICES = {
     "retrieval.metric": METRICS,
     "retrieval.precision": PRECISIONS,
     "feedback.show": SHOW,
+    "feedback.solver": svm.SOLVERS,
 }
 AT_LEAST_ONE = (
     *("train.epochs", "train.batch", "train.steps_per_batch"),

@@ -197,7 +197,9 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     # A file for each learner: an interrupted stage goes on with the next.
     names = {learner: f"{FEEDBACK_FOLDER}/{learner}.npz" for learner in config.learners}
     made_from = {
-        learner: hash_of([encoded, learners.parameters(learner), [*settings, metric]])
+        learner: hash_of(
+            [encoded, learners.parameters(learner, config.solver), [*settings, metric]]
+        )
         for learner in names
     }
     kept = {
@@ -219,6 +221,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
                 marks_per_round=config.marks_per_round,
                 seed=config.seed,
                 show=config.show,
+                solver=config.solver,
             )
             workdir.write_npz(
                 name,
@@ -227,7 +230,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
                 **kept[learner]._asdict(),
             )
         result[learner] = {
-            "params": learners.parameters(learner),
+            "params": learners.parameters(learner, config.solver),
             "marks_per_round": config.marks_per_round,
             "queries": len(chosen),
             "rounds": simulated_user.summarise(kept[learner], labels),
