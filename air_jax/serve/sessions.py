@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 FORMAT = 1
 LONGEST_NAME = 200
+SINCE = {"solved": True}  # fields of rounds that earlier versions did not write
 MOST_UNDONE = 500  # steps that are remembered
 
 
@@ -43,7 +44,7 @@ class Round:
         images: what was found, in order.
         scores: of those; None for random ones.
         learnt: false where the marks were of one kind only, and the learner needs both.
-        certain: see `engine.Found`.
+        certain, solved: see `engine.Found`.
         seconds: that the search took.
     """
 
@@ -59,6 +60,7 @@ class Round:
     scores: list[float | None] = dataclasses.field(default_factory=list)
     learnt: bool = True
     certain: bool = True
+    solved: bool = True
     seconds: float = 0.0
 
 
@@ -206,7 +208,8 @@ def from_json(held: dict[str, Any]) -> Session:
         values = {field.name: held[field.name] for field in dataclasses.fields(Session)}
         rounds = dataclasses.fields(Round)
         values["rounds"] = [
-            Round(**{field.name: made[field.name] for field in rounds}) for made in held["rounds"]
+            Round(**{field.name: (SINCE | made)[field.name] for field in rounds})
+            for made in held["rounds"]
         ]
         values["marks"] = {image: Mark(bool(said), int(on)) for image, said, on in held["marks"]}
         values["undo"] = list(held["undo"])
