@@ -14,6 +14,9 @@ import pkgutil
 import resource
 import runpy
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # this clone, whatever else is installed
 
 import air_jax
 from air_jax.__main__ import COMMANDS

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from air_jax.feedback.learners import LEARNERS, Marks
-from air_jax.search import scorers
 from air_jax.search.codes import FARTHEST, Codes, WithExamples
 from air_jax.search.scorers import Near, Scorer
 
@@ -40,11 +39,6 @@ class Found(NamedTuple):
     certain: bool
     solved: bool
     scorer: Scorer
-
-    @property
-    def model(self) -> dict[str, np.ndarray]:
-        """The ranking as arrays for an `.npz` file; see `scorers.to_arrays`."""
-        return scorers.to_arrays(self.scorer)
 
 
 class Engine:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from air_jax.feedback import svm
+from air_jax.runtime.checksums import hash_of_code
 from air_jax.search import scorers
 from air_jax.search.codes import Codes
 from air_jax.search.scorers import OUTSIDE, Kernel, Linear, Machine, Mixture, Near, Scorer
@@ -343,3 +344,8 @@ def parameters(learner: str, solver: str = "smo") -> dict[str, Any]:
     if fixed.func is support_vector:
         return fixed.keywords | machine | {"tolerance": svm.TOLERANCE}
     return fixed.keywords | (machine if fixed.func is kernel_ridge else {})
+
+
+def made_from(learner: str, solver: str = "smo") -> dict[str, Any]:
+    """All that a learner's results depend on: what it was fixed to, and a hash of its code."""
+    return parameters(learner, solver) | {"code": hash_of_code(LEARNERS[learner])}

@@ -21,8 +21,9 @@ import contextlib
 import functools
 import math
 import os
+import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -154,9 +155,15 @@ def _blas() -> threadpoolctl.ThreadpoolController:
     return threadpoolctl.ThreadpoolController()
 
 
-def one_blas_thread() -> contextlib.AbstractContextManager[Any]:
+_BLAS_ACCESS = threading.Lock()
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
     """Of so small equations BLAS's threads wait for each other, beside other work long."""
-    return _blas().limit(limits=1, user_api="blas")
+    # Two threads at once would leave the limit behind.
+    with _BLAS_ACCESS, _blas().limit(limits=1, user_api="blas"):
+        yield
 
 
 def _check(

@@ -7,6 +7,7 @@ it is, and what was expected.
 import importlib.util
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -18,7 +19,8 @@ from air_jax.feedback import svm
 from air_jax.feedback.engine import SHOW
 from air_jax.feedback.learners import LEARNERS
 from air_jax.models.architecture import Architecture
-from air_jax.run.work_directory import flatten
+from air_jax.runtime.arguments import near_key
+from air_jax.runtime.command_line import flatten
 from air_jax.search import baselines
 from air_jax.search.distances import METRICS, PRECISIONS
 from air_jax.training import loop, optimizer, step
@@ -38,16 +40,34 @@ CHOICES = {
     "feedback.show": SHOW,
     "feedback.solver": svm.SOLVERS,
 }
-AT_LEAST_ONE = (
-    *("train.epochs", "train.batch", "train.steps_per_batch"),
-    *("feedback.rounds", "feedback.marks_per_round", "report.queries"),
-    *("log.every_steps", "log.checkpoint_steps"),
-)
-NOT_NEGATIVE = (
-    *("seed", "data.split_seed", "data.size", "data.keep_database_per_class"),
-    *("data.keep_queries_per_class", "train.warmup_steps", "train.weight_decay"),
-    *("train.clip_norm", "train.steps_per_call", "train.corruption_amount"),
-    *("feedback.queries", "feedback.seed"),
+# Keys, what their values have to be, and the same in words.
+RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (
+        (
+            *("train.epochs", "train.batch", "train.steps_per_batch"),
+            *("feedback.rounds", "feedback.marks_per_round", "report.queries"),
+            *("log.every_steps", "log.checkpoint_steps"),
+        ),
+        lambda value: value >= 1,
+        "at least 1",
+    ),
+    (
+        (
+            *("seed", "data.split_seed", "data.size", "data.keep_database_per_class"),
+            *("data.keep_queries_per_class", "train.warmup_steps", "train.weight_decay"),
+            *("train.clip_norm", "train.steps_per_call", "train.corruption_amount"),
+            *("feedback.queries", "feedback.seed"),
+        ),
+        lambda value: value >= 0,
+        "0 or more",
+    ),
+    (("train.learning_rate",), lambda value: 0 < value < math.inf, "a positive number"),
+    (("train.momentum",), lambda value: 0 <= value < 1, "from 0 to below 1"),
+    (
+        ("train.greedy_share",),
+        lambda value: 0 < value < 1,
+        "above 0 and below 1; the other steps fine-tune the whole net",
+    ),
 )
 
 
@@ -59,7 +79,7 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
     wanted = flatten(default.get_config())
     found = {k: v for k, v in flatten(config).items() if k.partition(".")[0] != "sweep"}
     if unknown := sorted(found.keys() - wanted.keys()):
-        raise ValueError(f"{unknown[0]}: there is no such key; configs/default.py has all")
+        raise ValueError(f"{unknown[0]}: there is no such key{near_key(unknown[0], wanted)}")
     if missing := sorted(wanted.keys() - found.keys()):
         raise ValueError(f"{missing[0]} is missing; configs/default.py has all keys")
     for key, value in found.items():
@@ -93,9 +113,9 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     for key, known in CHOICES.items():
         if values[key] not in known:
             raise ValueError(f"{key}={values[key]!r}: expected one of {', '.join(known)}")
-    for keys, least, words in ((AT_LEAST_ONE, 1, "at least 1"), (NOT_NEGATIVE, 0, "0 or more")):
+    for keys, fits, words in RANGES:
         for key in keys:
-            if not values[key] >= least:
+            if not fits(values[key]):
                 raise ValueError(f"{key}={values[key]}: expected {words}")
     for key, known in (("retrieval.baselines", baselines.NAMES), ("feedback.learners", LEARNERS)):
         for name in values[key]:
@@ -109,19 +129,12 @@ def check_values(config: ml_collections.ConfigDict) -> None:
             f"{tuple(config.feedback.learners)}: set it to one of them"
         )
     if values["data.loader"] == "tfdata" and importlib.util.find_spec("tensorflow") is None:
-        raise ValueError("data.loader='tfdata' needs TensorFlow: pip install tensorflow")
+        raise ValueError("data.loader='tfdata' needs TensorFlow: pip install 'air_jax[tfds]'")
     if values["log.tensorboard"] and importlib.util.find_spec("tensorboardX") is None:
         raise ValueError(
             "log.tensorboard=True needs tensorboardX: pip install 'air_jax[tensorboard]'"
         )
-    _check_optimiser(config.train)
-
-
-def _check_optimiser(train: ml_collections.ConfigDict) -> None:
-    if not (math.isfinite(train.learning_rate) and train.learning_rate > 0):
-        raise ValueError(f"train.learning_rate={train.learning_rate}: expected a positive number")
-    if not 0 <= train.momentum < 1:
-        raise ValueError(f"train.momentum={train.momentum}: expected from 0 to below 1")
+    train = config.train
     if (train.corruption == "none") != (train.corruption_amount == 0):
         raise ValueError(
             f"train.corruption={train.corruption!r} with "
@@ -131,11 +144,6 @@ def _check_optimiser(train: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"train.corruption_amount={train.corruption_amount}: with corruption 'mask' it is "
             "the masked share of the image, below 1"
-        )
-    if not 0 < train.greedy_share < 1:
-        raise ValueError(
-            f"train.greedy_share={train.greedy_share}: expected above 0 and below 1; the other "
-            "steps fine-tune the whole net"
         )
 
 

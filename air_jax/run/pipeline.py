@@ -43,9 +43,10 @@ def do_stage(stage: str, job: Job, workdir: WorkDir) -> None:
         say(f"{stage}: done before")
         return
     say(f"{stage}: {reason}" if reason != "not done yet" else f"{stage}:")
+    started = time.monotonic()
     result, left = _STAGES[stage](job, workdir)
     if distributed.is_first():
-        workdir.finish(stage, result, left)
+        workdir.finish(stage, result, left, time.monotonic() - started)
     distributed.barrier()
 
 
@@ -54,8 +55,8 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     images = job.dataset.images[job.training_positions()]
     trained = loop.train(config, images, job.mesh, workdir.path)
 
-    say("train: losses on held-out queries, of the net, the mean image and PCA")
     held_out = job.query_images()
+    say(f"train: loss on {len(held_out):,} held-out images")
     losses = encode.held_out_losses(trained.net, held_out, job.mesh, config.encode.batch)
     std = np.asarray(trained.net.std)
 
@@ -68,6 +69,7 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         image=shown,
         reconstruction=np.clip(np.round(pixels), 0, 255).astype(np.uint8),
     )
+    say(f"train: loss of the mean image, and of PCA to {config.model.code_dim} dimensions")
     result = {
         "epochs": config.train.epochs,
         "steps": trained.steps,
@@ -206,9 +208,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     # A file for each learner: an interrupted stage goes on with the next.
     names = {learner: f"{FEEDBACK_FOLDER}/{learner}.npz" for learner in config.learners}
     made_from = {
-        learner: hash_of(
-            [encoded, learners.parameters(learner, config.solver), [*settings, metric]]
-        )
+        learner: hash_of([encoded, learners.made_from(learner, config.solver), [*settings, metric]])
         for learner in names
     }
     kept = {
@@ -217,6 +217,11 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         if (found := _load_simulation(workdir, name, made_from[learner]))
     }
     waiting = distributed.from_first(lambda: [learner for learner in names if learner not in kept])
+    if others := _learners_on_disk(workdir) - names.keys():
+        say(
+            f"feedback: {', '.join(sorted(others))}: not in feedback.learners, so not in the "
+            f"report; what was found is kept in {workdir / FEEDBACK_FOLDER}"
+        )
     result = {}
     for learner, name in names.items():
         if learner in waiting:
@@ -245,6 +250,10 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
             "rounds": simulated_user.summarise(kept[learner], labels),
         }
     return result, [*names.values()]
+
+
+def _learners_on_disk(workdir: WorkDir) -> set[str]:
+    return {path.stem for path in (workdir / FEEDBACK_FOLDER).glob("*.npz")}
 
 
 def _load_simulation(

@@ -84,8 +84,13 @@ class Codes(Protocol):
             show: of `scorers.SHOW`; the scores of `Top` are the ones that it makes.
 
         Raises:
-            ValueError: k is out of range, or these codes cannot be ranked by such a scorer.
+            ValueError: k is out of range.
+            Unrankable: these codes cannot be ranked by such a scorer.
         """
+
+
+class Unrankable(ValueError):
+    """Codes that cannot be ranked as asked where they lie; the message names what they can."""
 
 
 class WithExamples:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from air_jax.search import scorers
-from air_jax.search.codes import Top, checked_without, deviation_of
+from air_jax.search.codes import Top, Unrankable, checked_without, deviation_of
 from air_jax.search.milvus_collection import MOST, Collection
 from air_jax.search.scorers import Linear, Near, Scorer
 
@@ -54,12 +54,13 @@ class MilvusCodes:
         """See `codes.Codes`; `certain` is false if the collection's index is not exact.
 
         Raises:
-            ValueError: k is out of range, or more than Milvus finds at once; the scorer or `show`
-                is none that Milvus ranks by; the collection no longer holds the codes.
+            ValueError: k is out of range, or the collection no longer holds the codes.
+            Unrankable: k is more than Milvus finds at once; the scorer or `show` is none that
+                Milvus ranks by.
         """
         without = checked_without(k, len(self), without)
         if k > MOST:
-            raise ValueError(f"k={k}: expected from 1 to {MOST}, which is the most Milvus finds")
+            raise Unrankable(f"k={k}: expected from 1 to {MOST}, which is the most Milvus finds")
         asked = self._asked(scorer, show)
         without = np.broadcast_to(without, (len(asked), without.shape[1]))
         rankings = [
@@ -80,7 +81,7 @@ class MilvusCodes:
             case Linear(weights, _) if show != "uncertain":
                 own, length = weights / self.deviation, 0.0
             case _:
-                raise ValueError(
+                raise Unrankable(
                     "Milvus ranks codes exactly by distances and by hyperplanes, best first, not "
                     "by kernel machines and not by what is least certain: use one of the learners "
                     "discriminant, svc_linear, means, rocchio with show=best, or make the index "

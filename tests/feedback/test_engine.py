@@ -9,7 +9,7 @@ from air_jax.feedback import engine as interactive
 from air_jax.feedback import simulated_user
 from air_jax.feedback.engine import Engine
 from air_jax.feedback.learners import LEARNERS
-from air_jax.search import file_codes
+from air_jax.search import file_codes, scorers
 from air_jax.search.device_codes import DeviceCodes
 from air_jax.search.scorers import Near
 
@@ -110,7 +110,7 @@ def test_a_found_model_is_arrays_that_a_file_holds(engine, learner, tmp_path):
     _, _, query = collection()
     marks = np.array([3, 4, 8]), np.array([True, False, True])
     found = engine.next_round(learner, query, NONE, *marks, 5)
-    np.savez(tmp_path / "model.npz", **found.model)
+    np.savez(tmp_path / "model.npz", **scorers.to_arrays(found.scorer))
     with np.load(tmp_path / "model.npz", allow_pickle=False) as held:
         assert str(held["kind"]) in ("near", "linear", "kernel", "mixture")
         assert len(held.files) > 1

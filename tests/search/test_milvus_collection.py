@@ -205,24 +205,21 @@ def test_a_token_goes_to_the_cluster_only(tmp_path, monkeypatch):
     assert given == [("http://there:19530", "me:secret"), (f"{tmp_path}/codes.db", "")]
 
 
-def run_index(tmp_path, address):
+def test_a_cluster_that_cannot_be_reached_is_an_error_of_one_line():
+    pytest.importorskip("pymilvus", reason=MILVUS_IS_MISSING)
+    with pytest.raises(
+        ConnectionError, match="milvus://127.0.0.1:1/codes cannot be reached"
+    ) as told:
+        Collection("milvus://127.0.0.1:1/codes")
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_a_file_that_another_process_has_open_ends_the_indexer_with_one_line(milvus, tmp_path):
+    store = Collection(milvus, 2)
     np.save(tmp_path / "codes.npy", np.zeros((3, 2), np.float32))
     command = [sys.executable, "-m", "air_jax.index", f"--vectors={tmp_path}/codes.npy"]
-    command += [f"--out={tmp_path}/index", f"--store={address}"]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
-def test_a_cluster_that_cannot_be_reached_is_one_line(tmp_path):
-    pytest.importorskip("pymilvus", reason=MILVUS_IS_MISSING)
-    done = run_index(tmp_path, "milvus://127.0.0.1:1/codes")
-    assert done.returncode == 2
-    assert "milvus://127.0.0.1:1/codes cannot be reached" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_a_file_that_another_process_has_open_is_one_line(milvus, tmp_path):
-    store = Collection(milvus, 2)
-    done = run_index(tmp_path, milvus)
+    command += [f"--out={tmp_path}/index", f"--store={milvus}"]
+    done = subprocess.run(command, capture_output=True, text=True)
     store.close()
     assert done.returncode == 2
     assert "another process has it open" in done.stderr
