@@ -5,38 +5,21 @@
         print(collective, collective.sent_bytes)
 
 This depends on the program and the number of devices only: a busy machine, or virtual devices of
-one CPU, show the same.
+one CPU, show the same. It knows the two collectives that air_jax uses: an all-reduce (a sum over
+devices) and an all-gather.
 """
 
 import math
 import re
 from typing import NamedTuple
 
-KINDS = (
-    "all-gather",
-    "all-reduce",
-    "all-to-all",
-    "collective-broadcast",
-    "collective-permute",
-    "ragged-all-to-all",
-    "reduce-scatter",
-)
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
-# Name, type (of a tuple in parentheses), opcode, operands and attributes.
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)$")
-_CALLED = re.compile(
-    r"\b(?:body|condition|calls|to_apply|\w+_computation|\w+_computations)=(\{[^{}]*\}|[^\s,]+)"
+KINDS = ("all-reduce", "all-gather")
+# Type of the result (of a tuple in parentheses), opcode, operands and attributes.
+_COLLECTIVE = re.compile(
+    r" = (\(.*?\)|\S+) ([a-z-]*(?:all-|reduce-scatter|collective-)[a-z-]*?)(-start)?\((.*)"
 )
 # What the compiler notes about an instruction may look like one.
 _NOTES = re.compile(r', metadata=\{(?:[^{}"]|"[^"]*")*\}|/\*.*?\*/')
-
-
-class Instruction(NamedTuple):
-    """One line of a program: the type of its result, its opcode, operands and attributes."""
-
-    result: str
-    opcode: str
-    rest: str
 
 
 class Collective(NamedTuple):
@@ -44,62 +27,60 @@ class Collective(NamedTuple):
 
     Attributes:
         kind: one of `KINDS`; an asynchronous pair of start and done is one.
-        calls: how often a run of the program does it; None: it is in a loop whose length the
-            program does not tell. Each branch of a conditional counts as taken.
-        payload_bytes: on each device and call, of what is reduced, of what is there after an
-            all-gather, of what is there before a reduce-scatter, else of what is moved.
-        arrays: that it takes at once.
-        devices: that take part in one of them, at least 2.
+        payload_bytes: what each device has after one call.
+        arrays: how many arrays one call takes.
+        devices: how many devices take part, at least 2.
+        in_loop: whether a loop of the program calls it, so that it may be called more than once.
     """
 
     kind: str
-    calls: int | None
     payload_bytes: int
     arrays: int
     devices: int
+    in_loop: bool
 
     @property
     def sent_bytes(self) -> float:
         """Bytes that each device sends in one call, if the devices stand in a ring.
 
-        An all-reduce is a reduce-scatter and an all-gather, each of which sends all but one of
-        `devices` equal parts; no order of sending needs fewer bytes for those.
+        An all-gather sends all but one of `devices` equal parts. An all-reduce does so twice: it is
+        a reduce-scatter and an all-gather. No other order needs fewer bytes.
         """
-        parts = (self.devices - 1) / self.devices
-        if self.kind == "all-reduce":
-            return 2 * parts * self.payload_bytes
-        if self.kind in ("collective-permute", "collective-broadcast"):
-            return float(self.payload_bytes)
-        return parts * self.payload_bytes
+        times = 2 if self.kind == "all-reduce" else 1
+        return times * (self.devices - 1) / self.devices * self.payload_bytes
 
 
 def collectives(program: str) -> list[Collective]:
     """The collectives of a program, in the order of its text.
 
-    Those among groups of one device, which are copies, are left out.
+    Collectives among groups of one device, which are copies, are left out.
 
     Args:
         program: `as_text()` of a `jax.stages.Compiled`.
 
     Raises:
-        ValueError: it is not optimised HLO, or a collective in it is of an unknown form.
+        ValueError: the text is not optimised HLO, or holds a collective of another kind or form.
     """
-    computations, entry = _computations(program)
+    # A computation is a paragraph that begins with its name; the first paragraph is the header.
+    header, *texts = _NOTES.sub("", program).split("\n\n")
+    named = (re.match(r"\s*(?:ENTRY )?%?([^\s(]+) \(", text) for text in texts)
+    computations = {name[1]: text for name, text in zip(named, texts, strict=True) if name}
+    if not header.startswith("HloModule") or not computations:
+        raise ValueError(f"expected the text of optimised HLO: {program[:60]!r}")
+    looped = _in_loops(computations)
     found = []
-    for name, calls in _calls(computations, entry).items():
-        instructions = computations[name]
-        for each in instructions.values():
-            kind = each.opcode.removesuffix("-done")
-            if kind not in KINDS:  # a start is counted where it is done: there its result is plain
+    for name, text in computations.items():
+        for result, kind, start, rest in _COLLECTIVE.findall(text):
+            if kind.endswith("-done"):
                 continue
-            if kind != each.opcode:
-                start = re.match(r"(?:.* )?%?([^\s,)]+)\)", each.rest)
-                each = each._replace(rest=instructions[start[1]].rest if start else "")
-            devices = _devices(kind, each, program)
+            if kind not in KINDS:
+                raise ValueError(f"a collective of another kind than {', '.join(KINDS)}: {kind}")
+            arrays = _array_bytes(result)
+            if kind == "all-gather" and start:  # what goes in, then what comes out
+                arrays = arrays[len(arrays) // 2 :]
+            devices = _devices(rest, header)
             if devices > 1:
-                arrays = _array_bytes(each.result)
-                payload = sum(arrays) * (devices if kind == "reduce-scatter" else 1)
-                found.append(Collective(kind, calls, payload, len(arrays), devices))
+                found.append(Collective(kind, sum(arrays), len(arrays), devices, name in looped))
     return found
 
 
@@ -110,88 +91,49 @@ def totals(found: list[Collective]) -> dict[str, float]:
         "calls", "payload_bytes" and "sent_bytes", the latter two on each device.
 
     Raises:
-        ValueError: one of them is in a loop of unknown length.
+        ValueError: one of the collectives is in a loop.
     """
-    if unknown := [each.kind for each in found if each.calls is None]:
-        raise ValueError(f"{', '.join(unknown)}: in a loop whose length the program does not tell")
+    if looped := [each.kind for each in found if each.in_loop]:
+        raise ValueError(f"{', '.join(looped)} in a loop: how often it is called is not known")
     return {
-        "calls": sum(each.calls for each in found),
-        "payload_bytes": sum(each.calls * each.payload_bytes for each in found),
-        "sent_bytes": sum(each.calls * each.sent_bytes for each in found),
+        "calls": len(found),
+        "payload_bytes": sum(each.payload_bytes for each in found),
+        "sent_bytes": sum(each.sent_bytes for each in found),
     }
 
 
-def _computations(program: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-    """The instructions of each computation, by name, and the entry's name."""
-    computations: dict[str, dict[str, Instruction]] = {}
-    entry = None
-    for line in program.splitlines():
-        if header := _COMPUTATION.match(line):
-            computations[header[2]] = current = {}
-            entry = header[2] if header[1] else entry
-        elif computations and (found := _INSTRUCTION.match(_NOTES.sub("", line))):
-            current[found[1]] = Instruction(*found.groups()[1:])
-    if entry is None:
-        raise ValueError(
-            f"expected the text of optimised HLO, which has an ENTRY: {program[:60]!r}"
-        )
-    return computations, entry
-
-
-def _calls(computations: dict[str, dict[str, Instruction]], entry: str) -> dict[str, int | None]:
-    """How often a run of the program enters each computation; None where it is not told."""
-    calls: dict[str, int | None] = dict.fromkeys(computations, 0)
-
-    def enter(name: str, times: int | None) -> None:
-        before = calls[name]
-        calls[name] = None if times is None or before is None else before + times
-        for each in computations[name].values():
-            if each.opcode in ("async-update", "async-done"):  # they name what async-start runs
-                continue
-            repeats = times
-            if each.opcode == "while":
-                told = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', each.rest)
-                repeats = times * int(told[1]) if told and times is not None else None
-            for names in _CALLED.findall(re.sub(r'"[^"]*"', "", each.rest)):
-                for called in re.findall(r"[^\s,{}%]+", names):
-                    if called in computations:
-                        enter(called, repeats)
-
-    enter(entry, 1)
-    return calls
+def _in_loops(computations: dict[str, str]) -> set[str]:
+    """The names of the computations that loops call, directly or through others."""
+    left = re.findall(r"\b(?:body|condition)=%?([^\s,]+)", "\n".join(computations.values()))
+    found: set[str] = set()
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            left += computations.keys() & set(re.findall(r"[^\s,(){}=%]+", computations[name]))
+    return found
 
 
 def _array_bytes(result: str) -> list[int]:
     """The size of each array of a type, whose layouts are left out: they may hold brackets."""
     arrays = re.findall(r"\b([a-z]+)(\d*)\w*\[([^\]]*)\]", re.sub(r"\{[^{}]*\}", "", result))
     return [
-        math.ceil(
-            math.prod(map(int, re.findall(r"\d+", shape)))
-            * (8 if kind == "pred" else int(bits or 0))  # a token has none
-            / 8
-        )
+        math.prod(map(int, re.findall(r"\d+", shape))) * (8 if kind == "pred" else int(bits)) // 8
         for kind, bits, shape in arrays
     ]
 
 
-def _devices(kind: str, each: Instruction, program: str) -> int:
+def _devices(rest: str, header: str) -> int:
     """How many devices take part in one group of a collective, the largest if they differ."""
-    text = each.rest
-    if kind == "collective-permute":
-        pairs = re.search(r"source_target_pairs=\{(\{.*?\})\}", text)
-        return len(set(re.findall(r"\d+", pairs[1]))) if pairs else 1
-    if listed := re.search(r"replica_groups=\{(\{.*?\})\}", text):
+    if listed := re.search(r"replica_groups=\{(\{.*?\})\}", rest):
         return max(len(re.findall(r"\d+", group)) for group in listed[1].split("},"))
-    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", text):
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", rest):
         return int(iota[1])
-    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, *device_ids=\S+)? *\{(.*?)\}", text):
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\](?:, *device_ids=\S+)? *\{(.*?)\}", rest):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
         axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
-    if "replica_groups={}" in text:
-        header = program.split("\n", 1)[0]
+    if "replica_groups={}" in rest:
         counts = re.findall(r"\b(?:num_partitions|replica_count)=(\d+)", header)
         return math.prod(map(int, counts))
-    raise ValueError(
-        f"groups of devices of an unknown form: {each.result} {each.opcode}({each.rest}"
-    )
+    raise ValueError(f"groups of devices of an unknown form: {rest}")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that a GPU should measure, in under 9 minutes: one JSON for each benchmark, a table,
-# and a roofline picture.
+# Everything that a GPU should measure, in under 9 minutes: one JSON for each benchmark, and a
+# table.
 #
 #   benchmarks/gpu_suite.sh OUT [--quick]    OUT: folder for the JSON files and table.md
 #
@@ -39,8 +39,6 @@ measure 60 encode encode_throughput --images=60000 --dtypes float32 bfloat16 "$@
 measure 45 input input_pipeline --width=64 --batch=2400 --steps=20 "$@"
 measure 60 compile compile_time "$@"
 
-[ ! -e "$out/train_40_torch.json" ] ||
-  "$python" benchmarks/roofline.py "$out/roofline.png" "$out/train_40_torch.json"
 "$python" benchmarks/table.py "$out" >"$out/table.md" && cat "$out/table.md"
 if [ ${#failed[@]} -gt 0 ]; then
   echo "failed or out of time: ${failed[*]}" >&2

@@ -1,12 +1,11 @@
-"""Seconds of `air_jax.index` on CIFAR-100 written out as PNG files, in all and part by part.
+"""Seconds and peak memory of `air_jax.index` on CIFAR-100 written out as PNG files.
 
-The command is run as a person runs it, for the total and its memory: from nothing, and again on the
-unchanged folder. Then each part alone, on the same files: listing and hashing them, decoding in as
-many processes, encoding in the same batches, SQLite. In the command the first ones overlap.
+    python benchmarks/indexing.py --images=60000
+
+The command is run as a person runs it: from nothing, and again on the unchanged folder.
 `--source=random` needs no CIFAR-100 (`TFDS_DATA_DIR`).
 """
 
-import hashlib
 import os
 import re
 import subprocess
@@ -22,12 +21,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from air_jax.data import datasets
-from air_jax.index import build, decode_pool, image_files
-from air_jax.index.catalogue import Catalogue
-from air_jax.index.decoding import Limits, read_file
-from air_jax.models import encode
-from air_jax.run import trained_net
-from air_jax.runtime import sharding
+from air_jax.index import decode_pool
 from benchmarks import measure
 
 ROOT = Path(__file__).parent.parent
@@ -75,48 +69,6 @@ def run_command(folder: Path, model: Path, out: Path, workers: int) -> dict[str,
     return {"seconds": seconds, "peak_mb": kilobytes / 1000}
 
 
-def parts(folder: Path, model: Path, scratch: Path, workers: int) -> dict[str, float]:
-    """Seconds of each part alone."""
-    seconds: dict[str, float] = {}
-    started = time.perf_counter()
-
-    def lap(name: str) -> None:
-        nonlocal started
-        seconds[name] = time.perf_counter() - started
-        started = time.perf_counter()
-
-    files = image_files.walk(folder).files
-    lap("walk")
-    for file in files:
-        hashlib.sha256(read_file(folder / file.path, Limits())).hexdigest()
-    lap("read_and_hash")
-    mesh = sharding.make_mesh()
-    kept = trained_net.of_run(model, mesh)
-    shape = tuple(kept.about["image_shape"])
-    task = decode_pool.Task(str(folder), shape, "crop", Limits())
-    started = time.perf_counter()
-    decoded = list(decode_pool.decode([file.path for file in files], task, workers))
-    lap("decode")
-    batch = build.BATCH * mesh.size
-    pixels = np.stack([one.pixels for one in decoded])
-    started = time.perf_counter()
-    codes = [
-        encode.encode(kept.net, pixels[start : start + batch], mesh, batch, label=None)
-        for start in range(0, len(pixels), batch)
-    ]
-    lap("encode")
-    catalogue = Catalogue(scratch)
-    rows = zip(files, decoded, np.concatenate(codes), strict=True)
-    added = [(file, one, code.astype("<f4").tobytes(), None) for file, one, code in rows]
-    started = time.perf_counter()
-    for start in range(0, len(added), batch):
-        catalogue.add(added[start : start + batch])
-    catalogue.publish([known.image for known in catalogue.known()], {"generation": 1})
-    lap("sqlite")
-    catalogue.close()
-    return seconds
-
-
 def main() -> None:
     parser = measure.parser(__doc__)
     parser.add_argument("--images", type=int, default=6_000)
@@ -138,13 +90,11 @@ def main() -> None:
         rows: list[dict[str, Any]] = []
         for what in ("new", "unchanged"):
             rows.append({"what": what, **run_command(folder, model, out, args.workers)})
-        for what, seconds in parts(folder, model, scratch / "parts", args.workers).items():
-            rows.append({"what": what, "seconds": seconds})
     summary: dict[str, float | None] = {}
     for row in rows:
         row["images_per_second"] = args.images / row["seconds"]
         summary[f"{row['what']}_images_per_second"] = row["images_per_second"]
-    summary |= {f"{row['what']}_seconds": row["seconds"] for row in rows[:2]}
+        summary[f"{row['what']}_seconds"] = row["seconds"]
     summary["peak_mb"] = rows[0]["peak_mb"]
     measure.report(args, summary, rows)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from air_jax.configs import default, figure3
 from air_jax.models.net import Net
+from air_jax.runtime import sharding
 from air_jax.training import loop
 from air_jax.training.optimizer import make_optimizer
 from air_jax.training.step import Phase, TrainState, compile_step, initial_state
@@ -24,7 +25,6 @@ from air_jax.training.step import Phase, TrainState, compile_step, initial_state
 IMAGE = (32, 32, 3)
 TOTAL_STEPS = 1000  # of the learning rate's schedule
 VARIANTS = {"unpooled": "asymmetric", "pooled": "asymmetric-pool"}  # nets of Figure 3
-COPIED = {"cpu": 2**26, "gpu": 2**29, "tpu": 2**29}  # float32 values that are read and written
 MATRIX = {"cpu": 2048, "gpu": 8192, "tpu": 8192}  # side of the product that measures the ceiling
 
 
@@ -45,6 +45,12 @@ def set_devices(count: int | None) -> None:
     """Make so many virtual CPU devices; before JAX first looks for devices."""
     if count and os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
         jax.config.update("jax_num_cpu_devices", count)
+
+
+def make_mesh(count: int | None) -> jax.sharding.Mesh:
+    """A mesh of so many devices, virtual ones on a CPU; of all devices for None."""
+    set_devices(count)
+    return sharding.make_mesh(jax.devices()[:count])
 
 
 def net_config(depth: int, variant: str, **changes: Any) -> ml_collections.ConfigDict:
@@ -119,19 +125,6 @@ def matmul_flops(dtype: str, rounds: int = 10) -> float:
     multiply = jax.jit(lambda a: a @ a)
     work = {"matmul": lambda: jax.block_until_ready(multiply(matrix))}
     return 2 * side**3 / float(np.median(seconds_in_turns(work, rounds)["matmul"]))
-
-
-def copy_bytes(rounds: int = 10) -> float:
-    """Bytes/s read and written by adding one to a large array, in its place, on one device."""
-    array = jnp.zeros(COPIED[jax.default_backend()], jnp.float32)
-    moved = 2 * array.nbytes
-    add = jax.jit(lambda a: a + 1, donate_argnums=0)  # a fresh result costs a CPU page faults
-
-    def run() -> None:
-        nonlocal array
-        array = jax.block_until_ready(add(array))
-
-    return moved / float(np.median(seconds_in_turns({"add": run}, rounds)["add"]))
 
 
 def machine() -> dict[str, Any]:

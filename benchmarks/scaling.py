@@ -29,14 +29,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchm
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 from jax.experimental import topologies
 
-from air_jax.configs import default, figure3
 from air_jax.runtime import distributed, sharding
 from air_jax.search import device_codes, full_ranking
 from air_jax.search.device_codes import DeviceCodes
-from air_jax.training import loop
 from air_jax.training.optimizer import make_optimizer
 from air_jax.training.step import Phase, compile_step, initial_state
 from benchmarks import communication, measure
@@ -46,8 +45,6 @@ LAYOUTS = ["1x1", "1x2", "1x4", "1x8", "2x1", "2x2", "2x4"]
 COUNTED = ["1x2", "1x8", "1x32", "1x256"]
 PAPER = (40, 64)  # layers, width
 PAPER_BATCH = 160
-IMAGE = (32, 32, 3)
-TOTAL_STEPS = 1000  # of the learning rate's schedule
 DIMENSION, NEAREST, ITEMS, QUERIES = 128, 100, 30, 64  # of codes; found; ranked; at a time
 
 
@@ -228,23 +225,13 @@ def _training(
     depth: int, width: int, batch: int, dtype: str, mesh: jax.sharding.Mesh, count: bool
 ) -> tuple[str, Callable[[], Any] | None]:
     """The text of the compiled step, and a function that does one, unless it is only to count."""
-    config = default.get_config()
-    config.update(figure3.nets()[f"depth{depth}/asymmetric-pool"])
-    config.model.width, config.train.batch, config.train.dtype = width, batch, dtype
-    half = np.full(3, 0.5, np.float32)
-    # To count, one copy of the net is enough, wherever it lies.
-    home = sharding.make_mesh(jax.local_devices()[:1]) if count else mesh
-    net = loop.new_net(config, IMAGE, half, half / 2, home)
-    optimizer = make_optimizer(config.train, TOTAL_STEPS)
+    config = measure.net_config(
+        depth, "pooled", model__width=width, train__batch=batch, train__dtype=dtype
+    )
     if count:
-        net = net._replace(mean=half, std=half / 2)
-        state = jax.eval_shape(lambda: initial_state(net, optimizer, home))
-    else:
-        state = initial_state(net, optimizer, mesh)
-    call, _ = compile_step(config, net, state, Phase(0, TOTAL_STEPS, None), IMAGE, mesh)
-    if count:
-        return call.as_text(), None
-    images = np.random.default_rng(0).integers(0, 256, (batch, *IMAGE), np.uint8)
+        return _compiled_step(config, mesh), None
+    state, call, _ = measure.training_step(config, measure.untrained_net(config, mesh), mesh)
+    images = np.random.default_rng(0).integers(0, 256, (batch, *measure.IMAGE), np.uint8)
     own = images[distributed.share(batch)]
     images = sharding.put_share(own, sharding.by_rows(mesh))
     key = sharding.put(jax.random.key(0), sharding.replicated(mesh))
@@ -255,6 +242,17 @@ def _training(
         jax.block_until_ready(state)
 
     return call.as_text(), run
+
+
+def _compiled_step(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> str:
+    """The text of the step on a mesh whose devices need not be there."""
+    here = sharding.make_mesh(jax.local_devices()[:1])
+    net = measure.untrained_net(config, here)
+    net = net._replace(mean=np.asarray(net.mean), std=np.asarray(net.std))
+    optimizer = make_optimizer(config.train, measure.TOTAL_STEPS)
+    state = jax.eval_shape(lambda: initial_state(net, optimizer, here))
+    phase = Phase(0, measure.TOTAL_STEPS, None)
+    return compile_step(config, net, state, phase, measure.IMAGE, mesh)[0].as_text()
 
 
 def _retrieval(
@@ -275,7 +273,8 @@ def _retrieval(
         lowered = block.lower(queries, *database, k=NEAREST, mesh=mesh)
     else:
         items = array((QUERIES, ITEMS), whole, jnp.int32)
-        lowered = full_ranking._ranks_block.lower(queries, items, *database, mesh=mesh)
+        order = array((size,), whole, jnp.int32)
+        lowered = full_ranking._ranks_block.lower(queries, items, order, *database, mesh=mesh)
     program = lowered.compile().as_text()
     if count:
         return program, None

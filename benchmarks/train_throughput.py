@@ -12,8 +12,6 @@ are also picked out of a set on the device. Compilation, warm-up and input are l
 
 import argparse
 import itertools
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -37,21 +35,14 @@ TOLERANCE = {"float32": 0.01, "bfloat16": 0.05}  # of the loss after them
 
 def main() -> None:
     arguments = _parse()
-    measure.set_devices(arguments.devices)
-    mesh = sharding.make_mesh(jax.devices()[: arguments.devices])
-    limits = {
-        "matmul_flops": measure.matmul_flops(arguments.dtype),
-        "copy_bytes": measure.copy_bytes(),
-    }
-    print(
-        f"limits of a device: {limits['matmul_flops'] / 1e12:.3g} TFLOP/s ({arguments.dtype}), "
-        f"{limits['copy_bytes'] / 1e9:.3g} GB/s"
-    )
+    mesh = measure.make_mesh(arguments.devices)
+    ceiling = measure.matmul_flops(arguments.dtype)
+    print(f"a device multiplies at {ceiling / 1e12:.3g} TFLOP/s ({arguments.dtype})")
     rows: list[dict[str, Any]] = []
     for depth, variant, batch in itertools.product(
         arguments.depths, arguments.variants, arguments.batches
     ):
-        rows += _measure(arguments, depth, variant, batch, mesh, limits)
+        rows += _measure(arguments, depth, variant, batch, mesh, ceiling)
     ours = [row for row in rows if row["peer"] is None]
     first = ours[0]
     summary = {
@@ -65,7 +56,7 @@ def main() -> None:
         "share_of_ceiling": first["share_of_ceiling"],
         "compile_seconds": first["compile_seconds"],
     }
-    measure.report(arguments, summary, rows, limits=limits)
+    measure.report(arguments, summary, rows, limits={"matmul_flops": ceiling})
 
 
 def _parse() -> argparse.Namespace:
@@ -117,7 +108,7 @@ def _measure(
     variant: str,
     batch: int,
     mesh: jax.sharding.Mesh,
-    limits: dict[str, float],
+    ceiling: float,
 ) -> list[dict[str, Any]]:
     config = measure.net_config(
         depth,
@@ -144,7 +135,7 @@ def _measure(
         _check_losses(runs[first], runs[peer], arguments.dtype, first.steps_per_call)
     times = measure.seconds_in_turns(runs, arguments.rounds, warm_up=1 if arguments.peer else 3)
     flops = 6 * Architecture(**config.model).multiplications()
-    # Virtual CPU devices share the cores, so the limits are of the machine.
+    # Virtual CPU devices share the cores, so the ceiling is of the machine.
     devices = 1 if jax.default_backend() == "cpu" else mesh.size
     rows = []
     for way, seconds in times.items():
@@ -163,9 +154,8 @@ def _measure(
                 "parameters": parameters,
                 "images_per_second": rate,
                 "flops_per_image": flops,
-                "map_bytes_per_image": map_bytes(config),
                 "tflops": rate["median"] * flops / 1e12,
-                "share_of_ceiling": rate["median"] * flops / (limits["matmul_flops"] * devices),
+                "share_of_ceiling": rate["median"] * flops / (ceiling * devices),
                 "ratio_to_torch": None
                 if way.peer or peer_seconds is None
                 else float(np.median(peer_seconds) / np.median(seconds)) * way.steps_per_call,
@@ -177,23 +167,7 @@ def _measure(
             f"{rate['median']:,.1f} images/s ({rate['low']:,.1f} to {rate['high']:,.1f})",
             flush=True,
         )
-    rows[0]["watts"] = _watts(runs[first])
     return rows
-
-
-def map_bytes(config: ml_collections.ConfigDict) -> int:
-    """Bytes of maps that training on one image moves, if each layer's are moved once for each use.
-
-    A layer reads and writes maps forwards; backwards it reads the gradient twice (for maps and for
-    weights) and its input again, and writes the input's gradient: three times what it reads, three
-    times what it writes. Weights and the optimiser are left out: a batch shares them.
-    """
-    architecture = Architecture(**config.model)
-    # Of a pair of layers each reads what the other writes.
-    values = sum(
-        2 * 3 * side**2 * (channels + architecture.width) for side, channels in architecture.maps()
-    )
-    return values * jax.numpy.dtype(config.train.dtype).itemsize
 
 
 def _images(batch: int) -> np.ndarray:
@@ -263,17 +237,6 @@ def _check_losses(
             "they do not train the same net"
         )
     print(f"loss after {steps} steps: {ours:.5f}, PyTorch {theirs:.5f}")
-
-
-def _watts(run: Callable[[], float]) -> float | None:
-    """Power draw of the first GPU after a few steps; None where it cannot be read."""
-    if jax.default_backend() != "gpu" or not shutil.which("nvidia-smi"):
-        return None
-    for _ in range(5):
-        run()
-    query = ["nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits"]
-    found = subprocess.run(query, capture_output=True, text=True, check=False).stdout.split()
-    return float(found[0]) if found else None
 
 
 if __name__ == "__main__":

@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from air_jax.configs import default  # noqa: E402
-from benchmarks import measure, roofline, table, train_throughput  # noqa: E402
+from benchmarks import measure, table  # noqa: E402
 
 TINY = {
     "train_throughput": ["--width=4", "--batches=8", "--rounds=2"],
@@ -62,10 +60,7 @@ NAMED = {
         *("first_p50_ms_0.0005m", "round_p95_ms_0.0005m", "errors"),
         "start_to_first_results_s_0.0005m",
     },
-    "indexing": {
-        f"{part}_images_per_second"
-        for part in ("new", "unchanged", "walk", "read_and_hash", "decode", "encode", "sqlite")
-    },
+    "indexing": {"new_seconds", "unchanged_images_per_second", "peak_mb"},
     "milvus": {"first_milvus_ms", "discriminant_milvus_ms", "svc_linear_folder_ms"},
 }
 
@@ -78,7 +73,6 @@ IN_A_PROCESS_OF_ITS_OWN = ("compile_time", "serve", "indexing", "milvus")
 def run(tmp_path, monkeypatch):
     """A function that runs a benchmark and returns what it wrote."""
     monkeypatch.setattr(measure, "MATRIX", {"cpu": 64})
-    monkeypatch.setattr(measure, "COPIED", {"cpu": 1024})
 
     def start(name: str, *arguments: str) -> dict:
         json_file = tmp_path / "found.json"
@@ -121,31 +115,13 @@ def test_pytorchs_net_has_our_parameters_and_reaches_our_loss(run):
     assert found["summary"]["ratio_to_torch_pooled"] > 0
 
 
-def test_every_way_of_training_a_net_is_timed_and_drawn_below_its_roof(run, tmp_path):
+def test_every_way_of_training_a_net_is_timed(run):
     arguments = [*TINY["train_throughput"], "--variants", "pooled"]
     arguments += ["--steps-per-call", "1", "2", "--remat", "off", "on"]
     found = run("train_throughput", *arguments)
     ways = [(row["steps_per_call"], row["remat"]) for row in found["rows"]]
     assert ways == [(1, False), (2, False), (1, True), (2, True)]
     assert {row["parameters"] for row in found["rows"]} == {found["rows"][0]["parameters"]}
-    roofline.draw({"found": found}, tmp_path / "roof.png")
-    with Image.open(tmp_path / "roof.png") as picture:
-        assert picture.width > 500
-    with pytest.raises(ValueError, match="other: expected a JSON file of train_throughput"):
-        roofline.draw({"other": {"rows": []}}, tmp_path / "roof.png")
-
-
-def test_bytes_of_maps_are_those_counted_by_hand():
-    config = default.get_config()
-    config.model.update(depth=4, width=8, pool=False)
-    # Two pairs of layers: 3 and 8 channels on 32x32 maps, 8 and 8; each moved three times.
-    by_hand = 4 * 3 * 32 * 32 * 2 * ((3 + 8) + (8 + 8))
-    assert train_throughput.map_bytes(config) == by_hand
-    config.train.dtype = "bfloat16"
-    assert train_throughput.map_bytes(config) == by_hand / 2
-    config.model.pool = True  # after the first layer
-    pooled = 2 * 3 * 2 * (32 * 32 * (3 + 8) + 16 * 16 * (8 + 8))
-    assert train_throughput.map_bytes(config) == pooled
 
 
 def test_functions_are_timed_alternately_after_their_warm_up():

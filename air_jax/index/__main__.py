@@ -23,9 +23,8 @@ STORAGES = ("float32", "float16", "int8")
 def main(arguments: list[str] | None = None) -> int:
     """Build or update the index that the command line tells of; returns the exit status."""
     told = read(arguments)
-    from air_jax.runtime import cache, command_line
+    from air_jax.runtime import command_line
 
-    cache.keep_compilations()
     return command_line.guard(lambda: _run(told), told.out)
 
 
@@ -76,9 +75,13 @@ def read(arguments: list[str] | None) -> Namespace:
 
 
 def _run(told: Namespace) -> None:
-    from air_jax.index import build
+    from air_jax.runtime import cache
     from air_jax.runtime.progress import duration, say
 
+    say(f"loading JAX and {told.vectors or told.model}")
+    from air_jax.index import build
+
+    cache.keep_compilations()
     options = build.Options(
         fit=told.fit,
         storage=told.storage,

@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from air_jax.configs import default
-from air_jax.feedback import simulated_user
+from air_jax.feedback import learners, simulated_user
 from air_jax.feedback.learners import LEARNERS, Learner
 from air_jax.feedback.simulated_user import Simulation
+from air_jax.reproduce import pages
 from air_jax.reproduce.kept_results import KeptResults
 from air_jax.run import jobs
 from air_jax.run.work_directory import CONFIG_FILE
 from air_jax.runtime.atomic_files import read_npz, write_json
-from air_jax.runtime.checksums import read_checked_json
+from air_jax.runtime.checksums import hash_of, read_checked_json
 from air_jax.runtime.progress import say
 from air_jax.search import baselines, distances, metrics
 from air_jax.search.device_codes import DeviceCodes
@@ -101,7 +102,8 @@ def choose(collection: Collection, kept: KeptResults) -> dict[str, dict[str, Any
         for constants in grid:
             called = f"validation queries: {name} {constants}"
             work = partial(residual_map, called, partial(LEARNERS[name], **constants))
-            tried.append({"constants": constants, "residual_map": kept.get(called, work)})
+            found = kept.get(called + _code(name), work)
+            tried.append({"constants": constants, "residual_map": found})
         best = max(tried, key=lambda entry: entry["residual_map"])
         chosen[name] = best | {"tried": tried}
     return chosen
@@ -129,8 +131,14 @@ def compare(
         found[name] = {}
         for kind, how in kinds.items():
             called = f"held-out queries: {name}, {kind}"
-            found[name][kind] = kept.get(called, partial(rounds, called, learner, how))
+            work = partial(rounds, called, learner, how)
+            found[name][kind] = kept.get(called + _code(name), work)
     return found
+
+
+def _code(learner: str) -> str:
+    """Tells what was kept of a learner apart from what was kept of its earlier code."""
+    return f" {hash_of([learners.made_from(learner)])[:16]}"
 
 
 def _round(played: Simulation, number: int, labels: np.ndarray) -> dict[str, Any]:
@@ -156,24 +164,21 @@ def winner(found: dict[str, Any]) -> str:
 
 def table(found: dict[str, Any]) -> str:
     """Residual mAP minus the first retrieval's on the same set, with intervals, as markdown."""
-    rounds = len(next(iter(found.values()))["own"])
-    numbers = range(1, rounds)
-    head = [f"recorded {n}" for n in numbers] + [f"own {n}" for n in numbers]
-    lines = [
-        "| learner | " + " | ".join(head) + f" | full mAP, own {rounds - 1} | showing uncertain |",
-        "|" + "---|" * (len(head) + 3),
-    ]
-    for name, kinds in found.items():
-        cells = []
-        for kind in ("recorded", "own"):
-            for entry in kinds[kind][1:]:
-                low, high = entry["residual_gain_ci95"]
-                cells.append(f"{entry['residual_gain']:+.4f} ({low:+.4f} – {high:+.4f})")
-        uncertain = kinds.get("uncertain")
-        cells.append(f"{kinds['own'][-1]['map']:.4f}")
-        cells.append(f"{uncertain[-1]['map']:.4f}" if uncertain else "")
-        lines.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    last = len(next(iter(found.values()))["own"]) - 1
+
+    def gain(kind: str, number: int, row: dict[str, Any]) -> str:
+        entry = row[kind][number]
+        low, high = entry["residual_gain_ci95"]
+        return f"{entry['residual_gain']:+.4f} ({low:+.4f} – {high:+.4f})"
+
+    columns: pages.Columns = {"learner": "`{learner}`"}
+    for kind in ("recorded", "own"):
+        columns |= {f"{kind} {n}": partial(gain, kind, n) for n in range(1, last + 1)}
+    columns[f"full mAP, own {last}"] = f"{{own[{last}][map]:.4f}}"
+    columns["showing uncertain"] = lambda row: (
+        f"{row['uncertain'][-1]['map']:.4f}" if "uncertain" in row else ""
+    )
+    return pages.table(({"learner": name, **kinds} for name, kinds in found.items()), columns)
 
 
 def codes_of(path: Path, of: str) -> dict[str, np.ndarray]:

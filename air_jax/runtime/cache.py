@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import jax
-
 
 def cache_directory() -> Path:
     """The folder of what is kept: `$AIR_JAX_CACHE`, or `~/.cache/air_jax`."""
@@ -19,6 +17,8 @@ def keep_compilations(shortest: float = 0.5) -> None:
     Args:
         shortest: seconds that a compilation takes that is kept.
     """
+    import jax  # here: data sets are read without it
+
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compilations"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)

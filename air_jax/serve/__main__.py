@@ -19,8 +19,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import NamedTuple
 
-from air_jax.index.decoding import Limits
-from air_jax.index.image_index import ImageIndex
+# The flags are read before JAX is imported: what needs JAX is imported where it is used.
 from air_jax.runtime import cache, command_line
 from air_jax.runtime.arguments import Arguments, names
 from air_jax.runtime.progress import say
@@ -157,7 +156,10 @@ def _run(told: Namespace) -> None:
         import uvicorn
     except ImportError as error:
         raise ValueError(f"{error}; the page needs: pip install 'air_jax[app]'") from error
+    say(f"loading JAX and the index {told.index}")
 
+    from air_jax.index.decoding import Limits
+    from air_jax.index.image_index import ImageIndex
     from air_jax.serve.api import UPLOADS, make_app
     from air_jax.serve.security import Bounds, Guard
     from air_jax.serve.service import Following, Service

@@ -34,56 +34,27 @@ def found(function, in_specs, out_specs, *shapes):
     return communication.collectives(compiled.compile().as_text())
 
 
-def psum(x):
-    return jax.lax.psum(x, "chip")
-
-
 @pytest.mark.parametrize(("axes", "devices"), [("host", 2), ("chip", 2), (("host", "chip"), 4)])
 def test_a_sum_over_a_mesh_axis_is_an_all_reduce_among_the_devices_along_it(axes, devices):
     each = found(lambda x: jax.lax.psum(x, axes), WHOLE, WHOLE, (10, 3))
-    assert each == [Collective("all-reduce", 1, 10 * 3 * 4, 1, devices)]
+    assert each == [Collective("all-reduce", 10 * 3 * 4, 1, devices, False)]
     assert each[0].sent_bytes == pytest.approx(2 * (devices - 1) / devices * 120)
 
 
-def test_gathering_scattering_exchanging_and_permuting_send_what_they_must():
+def test_gathering_sends_what_the_other_devices_lack():
     chip = PartitionSpec("chip")
     gathered = found(lambda x: jax.lax.all_gather(x, "chip", tiled=True), chip, WHOLE, (16, 3))
-    assert gathered == [Collective("all-gather", 1, 16 * 3 * 4, 1, 2)]
+    assert gathered == [Collective("all-gather", 16 * 3 * 4, 1, 2, False)]
     assert gathered[0].sent_bytes == 8 * 3 * 4  # its 8 rows, to the other one
-    scattered = found(lambda x: jax.lax.psum_scatter(x, "chip", tiled=True), WHOLE, chip, (16, 3))
-    assert [(each.kind, each.payload_bytes) for each in scattered] == [("reduce-scatter", 192)]
-    assert scattered[0].sent_bytes == 96
-    exchanged = found(
-        lambda x: jax.lax.all_to_all(x, "chip", 0, 0, tiled=True), chip, chip, (16, 3)
-    )
-    assert [(each.kind, each.payload_bytes) for each in exchanged] == [("all-to-all", 96)]
-    assert exchanged[0].sent_bytes == 48  # half of its 8 rows
-    permuted = found(lambda x: jax.lax.ppermute(x, "chip", [(0, 1)]), chip, chip, (16, 3))
-    assert [(each.kind, each.sent_bytes) for each in permuted] == [("collective-permute", 96)]
 
 
-def test_collectives_of_a_loop_count_as_often_as_it_turns():
+def test_a_collective_in_a_loop_has_no_totals():
     def looped(x):
-        return jax.lax.fori_loop(0, 7, lambda i, y: psum(y * i), x)
-
-    def nested(x):
-        return jax.lax.scan(lambda y, _: (looped(y), None), x, length=3)[0]
-
-    assert [each.calls for each in found(looped, WHOLE, WHOLE, (8,))] == [7]
-    assert communication.totals(found(nested, WHOLE, WHOLE, (8,))) == {
-        "calls": 21,
-        "payload_bytes": 21 * 32,
-        "sent_bytes": 21 * 32,
-    }
-
-
-def test_a_loop_of_unknown_length_has_no_totals():
-    def looped(x):
-        return jax.lax.while_loop(lambda y: y.sum() < 9, psum, x)
+        return jax.lax.fori_loop(0, 7, lambda i, y: jax.lax.psum(y * i, "chip"), x)
 
     each = found(looped, WHOLE, WHOLE, (8,))
-    assert {one.calls for one in each} == {None}
-    with pytest.raises(ValueError, match="all-reduce.*does not tell"):
+    assert each == [Collective("all-reduce", 32, 1, 2, True)]
+    with pytest.raises(ValueError, match="all-reduce in a loop"):
         communication.totals(each)
 
 
@@ -105,9 +76,9 @@ ASYNCHRONOUS = """HloModule jit_f, num_partitions=8, replica_count=1
   ROOT %c = f32[] add(%a, %b), metadata={op_name="all-reduce(%a), body=%sum {"}
 }
 
-%wrapped (p: f32[8]) -> f32[2] {
+%wrapped (p: f32[8]) -> f32[8] {
   %p = f32[8]{0} parameter(0)
-  ROOT %s = f32[2]{0} reduce-scatter(%p), replica_groups=[2,4]<=[8], to_apply=%sum
+  ROOT %s = f32[8]{0} all-reduce(%p), replica_groups=[2,4]<=[8], to_apply=%sum
 }
 
 ENTRY %main (x: f32[8], y: bf16[4,2]) -> f32[8] {
@@ -117,11 +88,9 @@ ENTRY %main (x: f32[8], y: bf16[4,2]) -> f32[8] {
   %d = (f32[8]{0}, bf16[4,2]{1,0}) all-reduce-done(%r)
   %g = (f32[8]{0}, f32[16]{0}) all-gather-start(%x), replica_groups={{0,1},{2,3},{4,5},{6,7}}
   %h = f32[16]{0} all-gather-done(%g)
-  %q = (f32[8]{0}, f32[8]{0}, u32[]) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}
-  %o = f32[8]{0} collective-permute-done(%q)
-  %t = ((f32[8]{0}), f32[2]{0}, u32[]) async-start(%x), calls=%wrapped
-  %v = f32[2]{0} async-done(%t), calls=%wrapped
-  %k = (f8e4m3fn[8]{0}, pred[3]{0}) all-to-all(%a, %b), replica_groups=mesh['a'=2,'b'=4] {'b'}
+  %t = ((f32[8]{0}), f32[8]{0}, u32[]) async-start(%x), calls=%wrapped
+  %v = f32[8]{0} async-done(%t), calls=%wrapped
+  %k = (f8e4m3fn[8]{0}, pred[3]{0}) all-gather(%a, %b), replica_groups=mesh['a'=2,'b'=4] {'b'}
   ROOT %z = f32[8]{0} copy(%o)
 }
 """
@@ -130,20 +99,21 @@ ENTRY %main (x: f32[8], y: bf16[4,2]) -> f32[8] {
 def test_a_pair_of_start_and_done_is_one_collective_whatever_the_text_notes_beside_it():
     # As compilers for GPUs and TPUs write them; none of these runs on a CPU.
     assert sorted(communication.collectives(ASYNCHRONOUS)) == [
-        Collective("all-gather", 1, 64, 1, 2),
-        Collective("all-reduce", 1, 32 + 16, 2, 8),
-        Collective("all-to-all", 1, 8 + 3, 2, 4),
-        Collective("collective-permute", 1, 32, 1, 2),
-        Collective("reduce-scatter", 1, 32, 1, 4),
+        Collective("all-gather", 8 + 3, 2, 4, False),
+        Collective("all-gather", 64, 1, 2, False),
+        Collective("all-reduce", 32, 1, 4, False),
+        Collective("all-reduce", 32 + 16, 2, 8, False),
     ]
 
 
-def test_other_text_and_unknown_groups_are_errors():
+def test_other_text_other_kinds_and_unknown_groups_are_errors():
     with pytest.raises(ValueError, match="expected the text of optimised HLO"):
         communication.collectives("module @jit_f {}")
-    unknown = ASYNCHRONOUS.replace("[2,4]<=[8]", "<new>")
-    with pytest.raises(ValueError, match="unknown form: f32\\[2\\].* reduce-scatter"):
-        communication.collectives(unknown)
+    with pytest.raises(ValueError, match="unknown form: %p\\), replica_groups=<new>"):
+        communication.collectives(ASYNCHRONOUS.replace("[2,4]<=[8]", "<new>"))
+    for other in ("reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all"):
+        with pytest.raises(ValueError, match=f"another kind .*: {other}"):
+            communication.collectives(ASYNCHRONOUS.replace(" all-reduce(", f" {other}("))
 
 
 def compiled_step(config, mesh, **options):
@@ -163,9 +133,10 @@ def test_a_training_step_sends_its_gradients_and_its_loss_once(small_config, mes
     assert sum(one.arrays for one in each) <= 2 * small_config.model.depth + 4 + 1
 
 
-def test_several_steps_in_a_call_send_as_much_as_single_ones(small_config, mesh4):
+def test_each_of_several_steps_in_a_call_sends_as_much_as_a_single_one(small_config, mesh4):
     each, parameters = compiled_step(small_config, mesh4, steps=5, resident_images=32)
-    assert communication.totals(each)["payload_bytes"] == 5 * 4 * (parameters + 1)
+    assert all(one.in_loop for one in each)
+    assert sum(one.payload_bytes for one in each) == 4 * (parameters + 1)
 
 
 def test_sharded_search_gathers_what_each_device_found_and_ranks_are_two_sums(mesh4):
@@ -177,8 +148,8 @@ def test_sharded_search_gathers_what_each_device_found_and_ranks_are_two_sums(me
     queries, codes, norms = array((6, 16), whole), array((400, 16), rows), array((400,), rows)
     program = device_codes._search_block.lower(queries, codes, norms, k=10, mesh=mesh4)
     each = communication.collectives(program.compile().as_text())
-    assert each == [Collective("all-gather", 1, 6 * 4 * 10 * 4, 1, 4)] * 2  # values, positions
-    items = array((6, 7), whole, jnp.int32)
-    program = full_ranking._ranks_block.lower(queries, items, codes, norms, mesh=mesh4)
+    assert each == [Collective("all-gather", 6 * 4 * 10 * 4, 1, 4, False)] * 2  # values, positions
+    items, order = array((6, 7), whole, jnp.int32), array((400,), whole, jnp.int32)
+    program = full_ranking._ranks_block.lower(queries, items, order, codes, norms, mesh=mesh4)
     each = communication.collectives(program.compile().as_text())
-    assert each == [Collective("all-reduce", 1, 6 * 7 * 4, 1, 4)] * 2
+    assert each == [Collective("all-reduce", 6 * 7 * 4, 1, 4, False)] * 2
