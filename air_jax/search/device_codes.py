@@ -64,11 +64,13 @@ class DeviceCodes:
 
     @cached_property
     def covariance(self) -> np.ndarray:
-        total, count = np.zeros((self.dimension, self.dimension)), 0
+        counts = jnp.abs(self.centred).max(axis=1) <= self._frame.limit
+        used = self.centred if counts.all() else jnp.where(counts[:, None], self.centred, 0)
+        total = np.zeros((self.dimension, self.dimension))
         for start in range(0, self.size, SUMMED):
-            products, counted = _products(self.centred[start : start + SUMMED], self._frame.limit)
-            total, count = total + np.asarray(products), count + int(counted)
-        return (total / count).astype(np.float32)
+            part = used[start : start + SUMMED]
+            total += np.asarray(jnp.matmul(part.T, part, precision="highest"))
+        return total.astype(np.float32) / np.float32(counts.sum())
 
     @cached_property
     def deviation(self) -> np.ndarray:
@@ -153,14 +155,6 @@ class DeviceCodes:
 @partial(jax.jit, static_argnames="count")
 def _best(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     return distances.nearest(scores, count)
-
-
-@jax.jit
-def _products(centred: jax.Array, limit: float) -> tuple[jax.Array, jax.Array]:
-    """The sum of outer products [D, D] of the codes [n, D] within a limit, and their number."""
-    counts = jnp.abs(centred).max(axis=1) <= limit
-    used = jnp.where(counts[:, None], centred, 0)
-    return jnp.matmul(used.T, used, precision="highest"), counts.sum()
 
 
 def _check(name: str, codes: np.ndarray) -> None:
