@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from air_jax.data import datasets
 from air_jax.runtime import command_line
 from air_jax.runtime.arguments import Arguments
+from air_jax.runtime.progress import say
 
 SHAPES = ("circle", "square", "triangle", "ring", "cross")
 EACH = 80
@@ -44,6 +45,7 @@ def draw(shape: str, rng: np.random.Generator) -> Image.Image:
 
 def write(folder: Path) -> None:
     """Folders `digits/` and `shapes/` with a folder for each kind in them; the same every time."""
+    say(f"writing digits and shapes to {folder}")
     digits = datasets.load("digits")
     for number, (pixels, label) in enumerate(zip(digits.images, digits.labels, strict=True)):
         path = folder / "digits" / digits.class_names[label] / f"{number:04d}.png"

@@ -4,13 +4,12 @@ import json
 import sys
 from pathlib import Path
 
-import jax
 import ml_collections
 
-from air_jax.run import dry_run, jobs, pipeline, report
+# The flags are read before JAX is imported: what needs JAX is imported where it is used.
 from air_jax.run.work_directory import FIGURES_FOLDER, RESULTS_FILE, STAGES, WorkDir, all_needs
 from air_jax.runtime import cache, command_line, distributed
-from air_jax.runtime.arguments import names
+from air_jax.runtime.arguments import Arguments, names
 from air_jax.runtime.progress import say
 
 DEEP = 40  # layers from which on a CPU is the wrong machine
@@ -18,8 +17,17 @@ DEEP = 40  # layers from which on a CPU is the wrong machine
 
 def main(arguments: list[str] | None = None) -> int:
     """Do the run that the command line tells of; returns the exit status."""
-    parser = command_line.arguments_of_run("air_jax.main", __doc__)
-    add = parser.add_argument
+    told, config = command_line.start(parser(), arguments)
+    path = Path("runs") / Path(told.config).stem if told.workdir is None else Path(told.workdir)
+    return command_line.guard(
+        lambda: _run(config, path, told.stages, told.overwrite, told.dry_run), path
+    )
+
+
+def parser() -> Arguments:
+    """The flags of the command."""
+    made = command_line.arguments_of_run("air_jax.main", __doc__)
+    add = made.add_argument
     add("--workdir", help="folder of the run; default: runs/NAME of the config file")
     add(
         "--stages",
@@ -34,17 +42,16 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="print the plan, parameters, memory and a time estimate; change nothing",
     )
-    told, config = command_line.start(parser, arguments)
-    path = Path("runs") / Path(told.config).stem if told.workdir is None else Path(told.workdir)
-    return command_line.guard(
-        lambda: _run(config, path, told.stages, told.overwrite, told.dry_run), path
-    )
+    return made
 
 
 def _run(
     config: ml_collections.ConfigDict, path: Path, stages: list[str], anew: bool, plan_only: bool
 ) -> None:
     wanted = _stages(stages)
+    say("loading JAX and the images")
+    from air_jax.run import dry_run, jobs, pipeline
+
     job = jobs.prepare(config)
     workdir = WorkDir(path, config, job.dataset.fingerprint())
     if anew:
@@ -60,7 +67,7 @@ def _run(
         say(f"the earlier run is now in {aside}")
     with workdir.opened():
         cache.keep_compilations()
-        _hint(wanted, job, workdir)
+        _hint(wanted, config.model.depth, workdir)
         for stage in wanted:
             pipeline.do_stage(stage, job, workdir)
         if "report" in wanted:
@@ -90,8 +97,9 @@ def _check_order(wanted: list[str], workdir: WorkDir, anew: bool) -> None:
         raise ValueError(f"stage report: there is nothing to report in {workdir.path}")
 
 
-def _hint(wanted: list[str], job: jobs.Job, workdir: WorkDir) -> None:
-    depth = job.config.model.depth
+def _hint(wanted: list[str], depth: int, workdir: WorkDir) -> None:
+    import jax
+
     trains = "train" in wanted and workdir.why_redo("train")
     if trains and depth >= DEEP and jax.default_backend() == "cpu":
         say(
@@ -101,6 +109,8 @@ def _hint(wanted: list[str], job: jobs.Job, workdir: WorkDir) -> None:
 
 
 def _show_report(workdir: WorkDir) -> None:
+    from air_jax.run import report
+
     results = json.loads((workdir / RESULTS_FILE).read_text())
     say(f"\n{report.table(results)}\n\n{workdir / RESULTS_FILE}, {workdir / FIGURES_FOLDER}/*.png")
 

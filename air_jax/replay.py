@@ -8,12 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from air_jax.index.image_index import ImageIndex
+# The flags are read before JAX is imported: what needs JAX is imported where it is used.
 from air_jax.runtime import cache, command_line
 from air_jax.runtime.arguments import Arguments
 from air_jax.runtime.atomic_files import write_json
 from air_jax.runtime.progress import say
-from air_jax.serve import session_files
 
 DIFFERENT = 1
 
@@ -26,7 +25,6 @@ def main(arguments: list[str] | None = None) -> int:
     add("--index", metavar="INDEX", type=Path, help="another place of the index than it names")
     add("--out", metavar="FILE", type=Path, help="write what was found to this JSON file")
     told = parser.parse_args(arguments)
-    cache.keep_compilations()
     found: list[dict[str, Any]] = []
     status = command_line.guard(
         lambda: found.extend(_replay(told.session, told.index, told.out)), told.session
@@ -35,6 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _replay(path: Path, place: Path | None, out: Path | None) -> list[dict[str, Any]]:
+    say(f"loading JAX and the session {path}")
+    from air_jax.index.image_index import ImageIndex
+    from air_jax.serve import session_files
+
+    cache.keep_compilations()
     held = session_files.read(path)
     index = ImageIndex(place or Path(held["index"]["path"]))
     found = [session_files.compared(*pair) for pair in session_files.replay(held, index)]

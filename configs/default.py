@@ -5,8 +5,7 @@ import ml_collections
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    # Of initialisation, order of images, and corruption.
-    config.seed = 0
+    config.seed = 0  # draws the initialisation, the order of images, and the corruption
     # Leave a trace of a few training steps in the work directory's profile/.
     config.profile = False
 
@@ -30,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.model = model = ml_collections.ConfigDict()
     model.depth = 40  # convolutions and deconvolutions, half each
     model.width = 64  # the paper gives none; RED-Net's
-    model.kernel = 3  # likewise
+    model.kernel = 3  # the paper gives none; RED-Net's
     model.code_dim = 128
     model.pool = True
     model.pools = 3  # how often at most: 32x32 maps become 4x4
@@ -42,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
     model.input_residual = False  # RED-Net's shortcut from input to output
 
     config.train = train = ml_collections.ConfigDict()
-    # "the number of iterations per batch is 20": 20 epochs; or, by the letter, epochs = 1 and
+    # "the number of iterations per batch is 20": read as 20 epochs. Literally: epochs = 1 and
     # steps_per_batch = 20.
     train.epochs = 20
     train.steps_per_batch = 1
@@ -51,7 +50,7 @@ def get_config() -> ml_collections.ConfigDict:
     train.schedule = "joint"  # joint, greedy
     train.greedy_share = 0.5
     train.batch = 160  # "a minimum of 150 samples"; 160 divides over 2, 4, 8, 16, 32 devices
-    train.learning_rate = 0.05
+    train.learning_rate = 0.05  # the configs that train a net set their own
     train.lr_schedule = "cosine"  # constant, cosine
     train.warmup_steps = 100
     train.momentum = 0.9
@@ -59,7 +58,7 @@ def get_config() -> ml_collections.ConfigDict:
     train.clip_norm = 1.0  # of the gradient; 0 = none
     train.dtype = "float32"  # of computation: float32, bfloat16
     # Steps that the devices do in one call; 0 = by itself: an epoch on an accelerator, 1 on a CPU.
-    # Neither this nor the next changes what is learnt, but for rounding.
+    # steps_per_call and remat change what is learnt by rounding only.
     train.steps_per_call = 0
     train.remat = False  # compute activations twice rather than keep them: less memory, more time
     train.corruption = "none"  # of the encoder's input: none, mask, noise
@@ -69,7 +68,7 @@ def get_config() -> ml_collections.ConfigDict:
     encode.batch = 512
 
     config.retrieval = retrieval = ml_collections.ConfigDict()
-    # The paper's; standardised, cosine, inner_product: see `distances.for_metric`.
+    # l2 (the paper's), standardised, cosine, inner_product: see `distances.for_metric`.
     retrieval.metric = "l2"
     retrieval.precision = "float32"  # or, on accelerators, bfloat16_3x
     retrieval.baselines = ("random", "pixels", "pca", "kmeans", "untrained")
@@ -79,6 +78,8 @@ def get_config() -> ml_collections.ConfigDict:
     feedback.rounds = 3
     feedback.marks_per_round = 20
     feedback.show = "best"  # uncertain: from round 2 on what the learner is least sure of
+    # Of the learners' SVMs: smo, our own, all queries at once; sklearn, scikit-learn's SVC.
+    feedback.solver = "smo"
     feedback.queries = 1000  # as many of each class; 0 = all
     feedback.seed = 0  # of the choice of queries, and of learners that draw
 

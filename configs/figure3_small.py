@@ -2,8 +2,9 @@
 
     python -m air_jax.reproduce --config=configs/figure3_small.py
 
-Images at 16x16 pixels, width 8, 10,000 training images (the database) and 2,000 queries of the
-official split. Two poolings where the paper's size has three: maps end at 4x4 in both.
+Images at 16x16 pixels, width 8; 10,000 images in the database, of which 8,000 are trained on, and
+2,000 queries, all of the official split. Two poolings where the paper's size has three: maps end
+at 4x4 in both.
 """
 
 from air_jax.configs import figure3

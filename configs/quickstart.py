@@ -1,6 +1,7 @@
 """Embedded handwritten digits: nothing to download, under two minutes on two cores.
 
-Reached: mAP 0.680 (pixels 0.657); `svc` 0.756, 0.825, 0.866 after one, two, three rounds.
+Reached on two cores of an Intel Xeon, JAX 0.10.2: mAP 0.680 (pixels 0.657); `svc` 0.761, 0.828,
+0.864 after one, two, three rounds.
 """
 
 from air_jax.configs import default
@@ -18,5 +19,6 @@ def get_config():
     config.train.epochs = 20
     config.train.learning_rate = 0.2
     config.train.warmup_steps = 20
+    config.retrieval.baselines = ("random", "pixels", "pca", "untrained")
     config.feedback.queries = 0
     return config

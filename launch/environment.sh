@@ -3,6 +3,9 @@
 #
 #   make_environment EXTRAS            makes the environment and installs air_jax in it
 #                                      EXTRAS: "", "test", "cuda,test", ... (see setup.py)
+#   install_data_extra MODULE ARGUMENT...
+#                                      installs what the data set of the config needs besides, of
+#                                      `python -m MODULE ARGUMENT...`; exits if they are wrong
 #   $venv                              its folder: VENV from the environment, or .venv
 #   default_config FILE ARGUMENT...    sets `arguments`, --config=FILE added if none is there;
 #                                      none is if FILE is ""
@@ -34,7 +37,7 @@ find_python() {
 }
 
 make_environment() {
-  local extras=$1 python stamp want
+  local extras=$1 extra python want missing=
   if [ -n "${PYTHON:-}" ] || ! "$venv/bin/python" -c "$supported" >/dev/null 2>&1; then
     python=$(find_python) || return 1
     if [ "$("$python" -c 'import sys; print(sys.version)')" != \
@@ -47,16 +50,47 @@ make_environment() {
       "$python" -m venv "$venv" && touch "$venv/.air_jax" || return 1
     fi
   fi
-  stamp="$venv/.installed-${extras:-base}"
   want=$(cksum setup.py)
-  # What any extra came with is enough for none.
-  [ -n "$extras" ] || ! grep -qsxF "$want" "$venv"/.installed-* || return 0
-  if [ "$(cat "$stamp" 2>/dev/null)" != "$want" ]; then
-    echo "environment: installing air_jax${extras:+[$extras]} and what it needs (minutes)"
-    "$venv/bin/python" -m pip install -qq --upgrade pip || return 1
-    "$venv/bin/python" -m pip install -qq --editable ".${extras:+[$extras]}" || return 1
-    echo "$want" >"$stamp"
-  fi
+  for extra in base ${extras//,/ }; do
+    [ "$(cat "$venv/.installed-$extra" 2>/dev/null)" = "$want" ] || missing=yes
+  done
+  [ -n "$missing" ] || return 0
+  echo "environment: installing air_jax${extras:+[$extras]} and what it needs (minutes)"
+  # Python compiles what is imported, a third of what pip would compile.
+  "$venv/bin/python" -u -m pip install --disable-pip-version-check --progress-bar off --no-compile \
+    --editable ".${extras:+[$extras]}" 2> >(grep -v ^WARNING >&2) | tell_of_installing || return 1
+  [[ ,$extras, != *,test,* ]] || extras+=,app,tfds # which it holds
+  for extra in base ${extras//,/ }; do
+    echo "$want" >"$venv/.installed-$extra"
+  done
+}
+
+# Of pip's lines those on large packages, and the number of all when they are unpacked.
+tell_of_installing() {
+  awk '
+    /^ *(Downloading|Using cached) .* MB\)/ {
+      split($0, size, /[()]/)
+      if (size[2] + 0 >= 5) tell("  " ($1 == "Using" ? $3 : $2) ", " size[2])
+    }
+    /^Installing collected packages/ { tell("  unpacking " NF - 3 " packages") }
+    /^Successfully installed/ { tell("installed") }
+    function tell(text) { print "environment: " text; fflush() }
+  '
+}
+
+install_data_extra() {
+  local extra
+  extra=$("$venv/bin/python" -c '
+import importlib, sys
+from air_jax.data import datasets
+from air_jax.runtime import command_line
+name = sys.argv[1]
+name += ".__main__" * hasattr(importlib.import_module(name), "__path__")
+config = command_line.read(importlib.import_module(name).parser(), sys.argv[2:])[1]
+print(datasets.missing_extra(config.data.name))
+' "$@") || exit
+  # Not what --help prints.
+  [ "$extra" != tfds ] || make_environment tfds
 }
 
 # shellcheck disable=SC2034 # read by the scripts

@@ -32,6 +32,7 @@ whole_number PROCESSES
 whole_number DEVICES
 if [ -z "$dry_run" ]; then
   make_environment "${EXTRAS:-}"
+  install_data_extra "$PROGRAM" "${arguments[@]}"
   free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
   PORT=${PORT:-$("$venv/bin/python" -c "$free_port")}
   log_folder multiprocess_local

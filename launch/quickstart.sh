@@ -8,6 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
-make_environment "${EXTRAS:-}"
+make_environment "app${EXTRAS:+,$EXTRAS}" # as demo.sh, which then starts at once
 default_config configs/quickstart.py "$@"
+install_data_extra air_jax.main "${arguments[@]}"
 exec "$venv/bin/python" -m air_jax.main "${arguments[@]}"

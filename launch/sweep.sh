@@ -49,6 +49,7 @@ if [ -z "$dry_run" ]; then
   default_extras=
   [ $platform = cpu ] || default_extras=cuda
   make_environment "${EXTRAS:-$default_extras}"
+  install_data_extra air_jax.reproduce "${arguments[@]}"
   log_folder sweep
 fi
 for ((worker = 0; worker < WORKERS; worker++)); do

@@ -20,6 +20,7 @@ import ml_collections
 import numpy as np
 import pytest
 from faults import TABLE_VARIABLE, Launcher, Table
+from hypothesis import HealthCheck, settings
 from jax.sharding import Mesh
 from PIL import Image
 
@@ -29,6 +30,14 @@ from air_jax.main import main
 from air_jax.runtime import cache, sharding
 
 DAYS_KEPT = 10
+# For tests that draw files and the like; AIR_JAX_FUZZ=10000 tries as many examples of each.
+EXAMPLES = int(os.environ.get("AIR_JAX_FUZZ", "60"))
+drawn = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    derandomize=EXAMPLES <= 60,
+)
 
 
 def share_compilations() -> str:

@@ -303,7 +303,8 @@ class Table:
 
 TIMES = {"seconds", "compile_seconds", "images_per_second"}
 # Of an index, what tells how it came about rather than what is in it.
-HISTORY = {"added", "unchanged", "generation"} | {"commit", "commit_reason"}
+HISTORY = {"added", "unchanged", "moved", "unseen", "dropped", "generation"}
+HISTORY |= {"commit", "commit_reason"}
 
 
 def without_times(value: Any) -> Any:
@@ -400,12 +401,12 @@ KINDS = (
     # Only the newest state is compared, as a net: `nets_of`.
     Kind("checkpoint: arrays", "*checkpoints/*/state/*/d/*", None),
     Kind("checkpoint: arrays", "*checkpoints/*/state/d/*", None),
-    Kind("checkpoint: its tables", "*checkpoints/*.ocdbt", None),
-    Kind("checkpoint: what it is of", "*checkpoints/*/state/_*", None),
-    Kind("checkpoint: what it is of", "*checkpoints/*/array_metadatas/process_*", None),
-    Kind("checkpoint: step and seconds", "*checkpoints/*/info/metadata", None),
-    Kind("checkpoint: what it is of", "*checkpoints/*/_CHECKPOINT_METADATA", None),
-    Kind("checkpoint: mark that it is whole", "*checkpoints/*commit_success.txt", None),
+    Kind("checkpoint: .ocdbt files", "*checkpoints/*.ocdbt", None),
+    Kind("checkpoint: metadata files", "*checkpoints/*/state/_*", None),
+    Kind("checkpoint: metadata files", "*checkpoints/*/array_metadatas/process_*", None),
+    Kind("checkpoint: info/metadata", "*checkpoints/*/info/metadata", None),
+    Kind("checkpoint: metadata files", "*checkpoints/*/_CHECKPOINT_METADATA", None),
+    Kind("checkpoint: commit_success.txt", "*checkpoints/*commit_success.txt", None),
     Kind("checkpoint: checksums", "*checkpoints/*/checksums.json", None),
     Kind("checksums of an index", "checksums.json", None),
     Kind("config.json", "*config.json", _json),
@@ -416,8 +417,8 @@ KINDS = (
     Kind("codes of a run", "*codes.npz", _npz),
     Kind("reconstructions", "*reconstructions.npz", _npz),
     Kind("ranking", "*retrieval.npz", _npz),
-    Kind("sessions of a learner", "*feedback/*.npz", _npz),
-    Kind("figures by query", "*per_query.npz", _npz),
+    Kind("feedback/LEARNER.npz", "*feedback/*.npz", _npz),
+    Kind("per_query.npz", "*per_query.npz", _npz),
     Kind("results.json", "*results.json", _json),
     Kind("picture", "*.png", _bytes),
     Kind("baselines of a sweep", "baselines.json", _json),
@@ -427,7 +428,7 @@ KINDS = (
     Kind("catalogue of an index", "catalogue.sqlite", _catalogue),
     Kind("catalogue of an index: its journal", "catalogue.sqlite-*", None),
     Kind("codes of an index", "codes-*/*.npy", None),  # in the catalogue's content
-    Kind("codes of an index: what they are", "codes-*/store.json", None),
+    Kind("codes of an index: store.json", "codes-*/store.json", None),
     Kind("net of an index", "net.npz", _net),
     Kind("index.json", "index.json", _json),
     Kind("lock", "*lock", None),

@@ -82,7 +82,7 @@ def copy(tmp_path: Path) -> Path:
     check, rest = '#!/usr/bin/env bash\n[ "$1" != -c ] || exit 0\n', SHOW.partition("\n")[2]
     program(root / ".venv/bin/python", check + rest)
     stamp = subprocess.run(["cksum", "setup.py"], cwd=root, capture_output=True, check=True).stdout
-    for extras in ("base", "cuda", "tpu"):
+    for extras in ("base", "app", "cuda", "tpu"):
         (root / f".venv/.installed-{extras}").write_bytes(stamp)
     return root
 
@@ -201,6 +201,53 @@ def test_the_environment_is_where_it_is_asked_for_and_one_of_others_is_not_remov
     assert done.returncode == 2
     assert "error: VENV=my env has another Python" in done.stderr
     assert (copy / "my env/bin/python").exists()
+
+
+def installs(launch, copy: Path, name: str, extra: str, **variables: str) -> list[str]:
+    """The installations that a script does where the config's data set needs an extra."""
+    installing = f"""#!/usr/bin/env bash
+    case "$*" in
+      *air_jax.data*) echo {extra} ;;
+      *"pip install"*) echo "$*" >>"{copy}/installed" ;;
+    esac
+    """
+    program(copy / ".venv/bin/python", installing)
+    done = launch(name, root=copy, **variables)
+    assert done.returncode == 0, done.stderr
+    path = copy / "installed"
+    return [line.rpartition("--editable ")[2] for line in path.read_text().splitlines()]
+
+
+def test_what_a_data_set_needs_is_installed_and_nothing_twice(launch, copy):
+    for stamp in (copy / ".venv").glob(".installed-*"):
+        stamp.unlink()
+    assert installs(launch, copy, "quickstart", "''") == [".[app]"]
+    assert installs(launch, copy, "demo", "''") == [".[app]"]  # of the quickstart: none of its own
+    assert installs(launch, copy, "quickstart", "tfds") == [".[app]", ".[tfds]"]
+    assert installs(launch, copy, "sweep", "tfds") == [".[app]", ".[tfds]"]
+    assert installs(launch, copy, "quickstart", "''", EXTRAS="cuda")[2:] == [".[app,cuda]"]
+    assert installs(launch, copy, "quickstart", "''", EXTRAS="cuda")[3:] == []
+
+
+def test_of_an_installation_large_packages_and_the_end_are_told():
+    said = """Collecting jax
+  Downloading jax-0.12.0-py3-none-any.whl (2.9 MB)
+  Downloading jaxlib-0.12.0-cp313.whl (85.2 MB)
+  Using cached scipy-1.17-cp313.whl (35.0 MB)
+  Using cached six-1.17-py3-none-any.whl (11 kB)
+Installing collected packages: six, scipy, jaxlib, jax, air_jax
+Successfully installed jax
+"""
+    told = subprocess.run(
+        ["bash", "-c", ". launch/environment.sh; tell_of_installing"],
+        **{"cwd": ROOT, "input": said, "capture_output": True, "text": True, "check": True},
+    )
+    assert told.stdout.splitlines() == [
+        "environment:   jaxlib-0.12.0-cp313.whl, 85.2 MB",
+        "environment:   scipy-1.17-cp313.whl, 35.0 MB",
+        "environment:   unpacking 5 packages",
+        "environment: installed",
+    ]
 
 
 @pytest.mark.parametrize(("usable", "devices"), [("1", 1), ("2", 2), ("3", 2), ("8", 4), ("64", 4)])

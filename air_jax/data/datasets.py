@@ -6,12 +6,12 @@ without TensorFlow; `digits` is embedded in scikit-learn; `arrays` is an `.npz` 
 
 import dataclasses
 import hashlib
+import importlib.util
 import os
 from pathlib import Path
 
 import numpy as np
 
-from air_jax.data.loaders import import_tensorflow
 from air_jax.runtime.atomic_files import locked, read_npz, write_npz
 from air_jax.runtime.cache import cache_directory
 from air_jax.runtime.progress import say
@@ -78,6 +78,12 @@ def load(name: str, directory: str = "") -> Dataset:
     raise ValueError(f"data.name={name!r}: expected one of {', '.join(NAMES)}")
 
 
+def missing_extra(name: str) -> str:
+    """The extra of air_jax that has to be installed before a data set can be loaded; "" if none."""
+    needed = name == "cifar100" and not _cifar100_cache().exists()
+    return "tfds" if needed and not importlib.util.find_spec("tensorflow_datasets") else ""
+
+
 def shrink(dataset: Dataset, size: int) -> Dataset:
     """The same images at side `size`, each pixel the mean of those that it replaces.
 
@@ -110,6 +116,8 @@ def _arrays(file_name: str) -> Dataset:
     if not file_name:
         raise ValueError("data.name='arrays' needs data.dir=FILE.npz (arrays `image` and `label`)")
     path = Path(file_name).expanduser()
+    if path.is_dir():
+        raise ValueError(f"data.dir={file_name} is a folder; data.name='arrays' needs an .npz file")
     try:
         arrays = read_npz(path, ("image", "label"))
     except FileNotFoundError:
@@ -164,6 +172,10 @@ def _as_uint8(images: np.ndarray, path: Path) -> np.ndarray:
     return np.round(images * 255).astype(np.uint8)
 
 
+def _cifar100_cache() -> Path:
+    return cache_directory() / f"cifar100-{_CIFAR100_VERSION}.npz"
+
+
 def _cifar100(directory: str) -> Dataset:
     if directory and not Path(directory).expanduser().is_dir():
         raise FileNotFoundError(
@@ -171,7 +183,7 @@ def _cifar100(directory: str) -> Dataset:
             "Give the one that tensorflow_datasets prepared cifar100 in (it holds a folder "
             "`cifar100`), or leave data.dir out to have it downloaded."
         )
-    cache = cache_directory() / f"cifar100-{_CIFAR100_VERSION}.npz"
+    cache = _cifar100_cache()
     if not cache.exists():
         cache.parent.mkdir(parents=True, exist_ok=True)
         with locked(cache.with_suffix(".lock"), str(cache), wait=True):
@@ -204,12 +216,14 @@ def _decode_cifar100(directory: str, cache: Path) -> dict[str, np.ndarray]:
         "To see the program at work without it: --config=configs/quickstart.py."
     )
     try:
+        from air_jax.data.loaders import import_tensorflow
+
         import_tensorflow()
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise FileNotFoundError(
             f"CIFAR-100: no decoded cache at {cache}, and decoding it needs a package that cannot "
-            f"be imported ({error}). {ways_on}"
+            f"be imported ({error}): pip install 'air_jax[tfds]'. {ways_on}"
         ) from error
     data_dir = os.path.expanduser(directory) or None
     if not directory:

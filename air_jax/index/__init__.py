@@ -1,6 +1,8 @@
 """A folder of pictures, or vectors, becomes an index: a searchable folder.
 
-In: image files or vectors, and a net. Out: an index with codes, thumbnails and a catalogue.
-`build` makes and updates it, `image_index` opens it, `catalogue` is its SQLite table, `decoding`
-turns files into pixels. Read `build` first.
+In: image files and a net, or codes of another model. Out: an index with codes, thumbnails and a
+catalogue. `build` makes and updates an index, `image_index` opens it, `catalogue` is its SQLite
+table, `milvus_index` keeps its codes in Milvus. `image_files` lists the files of a folder,
+`decoding` turns files into pixels, `decode_pool` does so in several processes, `rgb_conversion`
+brings every picture to sRGB. Read `build` first.
 """

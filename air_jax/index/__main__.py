@@ -14,6 +14,7 @@ from pathlib import Path
 # Decoding processes import this module: what needs JAX is imported where it is used.
 from air_jax.index import decode_pool
 from air_jax.index.decoding import FITS, Limits
+from air_jax.index.image_files import EXCLUDED
 from air_jax.runtime.arguments import Arguments
 
 STORAGES = ("float32", "float16", "int8")
@@ -22,9 +23,8 @@ STORAGES = ("float32", "float16", "int8")
 def main(arguments: list[str] | None = None) -> int:
     """Build or update the index that the command line tells of; returns the exit status."""
     told = read(arguments)
-    from air_jax.runtime import cache, command_line
+    from air_jax.runtime import command_line
 
-    cache.keep_compilations()
     return command_line.guard(lambda: _run(told), told.out)
 
 
@@ -39,7 +39,7 @@ def read(arguments: list[str] | None) -> Namespace:
         "--metadata",
         metavar="FILE",
         type=Path,
-        help="CSV file with a head and a row for each vector; path: its image",
+        help="CSV file with a head and a row for each vector; a column path: its image",
     )
     add("--out", metavar="INDEX", type=Path, required=True, help="folder of the index")
     add("--fit", choices=FITS, default="crop", help="how images become square")
@@ -51,6 +51,16 @@ def read(arguments: list[str] | None) -> Namespace:
     )
     parser.number("--workers", 0, "decoding processes; 0: as many as cores", 0)
     add("--rehash", action="store_true", help="compare contents, not only sizes and times")
+    add(
+        "--exclude",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="leave out files and folders of such names, or such paths if it has a slash; may be "
+        "given several times; an empty one takes what is otherwise left out: "
+        + ", ".join(EXCLUDED).replace("%", "%%"),
+    )
+    add("--drop-missing", action="store_true", help="drop images that are gone, even very many")
     parser.number("--megapixels", 200, "largest image that is decoded", 1)
     told = parser.parse_args(arguments)
     if (told.vectors is None) == (told.model is None):
@@ -65,14 +75,20 @@ def read(arguments: list[str] | None) -> Namespace:
 
 
 def _run(told: Namespace) -> None:
-    from air_jax.index import build
+    from air_jax.runtime import cache
     from air_jax.runtime.progress import duration, say
 
+    say(f"loading JAX and {told.vectors or told.model}")
+    from air_jax.index import build
+
+    cache.keep_compilations()
     options = build.Options(
         fit=told.fit,
         storage=told.storage,
         workers=told.workers or decode_pool.usable_cores(),
         rehash=told.rehash,
+        exclude=tuple(told.exclude) if "" in told.exclude else (*EXCLUDED, *told.exclude),
+        drop_missing=told.drop_missing,
         limits=Limits(pixels=told.megapixels * 10**6),
         store=told.store,
     )

@@ -1,13 +1,13 @@
 """Builds and updates an index: only what is new or changed is decoded and encoded."""
 
 import contextlib
-import csv
 import hashlib
 import io
 import json
+import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +15,18 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from air_jax.index import decode_pool, image_files, milvus_index
-from air_jax.index.catalogue import DAMAGED, Catalogue, codes_name
+from air_jax.index import decode_pool, identity, image_files, milvus_index
+from air_jax.index.catalogue import DAMAGED, Catalogue, Known, codes_name, unusable
 from air_jax.index.decode_pool import Task
-from air_jax.index.decoding import Decoded, Limits, read_file
-from air_jax.index.image_files import File
-from air_jax.index.image_index import NET_FILE, SHEET_FILE, SUMMARY_FILE
+from air_jax.index.decoding import Decoded, Limits
+from air_jax.index.image_files import SHEET_FILE, File, Walk, shown
+from air_jax.index.image_index import NET_FILE, SUMMARY_FILE
+from air_jax.index.vector_files import Row, read_metadata, read_vectors
 from air_jax.models import encode, net_file
 from air_jax.models.net import Net
 from air_jax.run import trained_net
 from air_jax.runtime import sharding
-from air_jax.runtime.atomic_files import locked, write_json
+from air_jax.runtime.atomic_files import locked, read_npz, write_json
 from air_jax.runtime.checksums import damage, sha256_of, write_checksums
 from air_jax.runtime.progress import Progress, say
 from air_jax.search import file_codes
@@ -33,7 +34,7 @@ from air_jax.search.milvus_collection import Collection
 
 BATCH = 256  # images encoded at once, and committed
 LOCK_FILE = "lock"
-BROKEN_SAID = 10
+MOST_SAID = 10  # files of a kind that are named
 # The contact sheet: some images of the index in one picture, for a person to look at.
 SHEET_COLUMNS = 10
 MOST_ON_SHEET = 6 * SHEET_COLUMNS
@@ -48,6 +49,8 @@ class Options(NamedTuple):
         storage: how codes are kept; `file_codes.STORAGES`.
         workers: decoding processes.
         rehash: compare contents, not only sizes and times.
+        exclude: patterns of files and folders that are left out; `image_files.matcher`.
+        drop_missing: drop images that are no longer there, however many they are.
         limits: of one file.
         store: where codes are kept instead of in the index: see
             `milvus_collection`. None: in the index.
@@ -57,6 +60,8 @@ class Options(NamedTuple):
     storage: str = "float32"
     workers: int = 1
     rehash: bool = False
+    exclude: tuple[str, ...] = image_files.EXCLUDED
+    drop_missing: bool = False
     limits: Limits = Limits()
     store: str | None = None
 
@@ -76,13 +81,15 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
     Raises:
         FileNotFoundError: the folder or the model is not there.
         ValueError: the index was made by another net, with another fit, or of another folder; no
-            image can be read; another process is indexing; a file is damaged.
+            image can be read; a large part of the images is no longer there; another process is
+            indexing; a file is damaged.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"--images={folder}: there is no such folder")
     started = time.monotonic()
     mesh = sharding.make_mesh()
     kept = trained_net.of_run(model, mesh)
+    _check_net(out, kept.about)
     made_from = {
         "kind": "images",
         "folder": str(folder.resolve()),
@@ -92,7 +99,7 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
     dimension = kept.about["config"]["model.code_dim"]
     with _opened(out, made_from, options, dimension) as index:
         net_file.write(out / NET_FILE, kept)
-        walk = image_files.walk(folder, without=out)
+        walk = image_files.walk(folder, options.exclude)
         update = _update(index.catalogue, kept, walk, folder, mesh, options)
         if not update.images:
             raise ValueError(
@@ -111,9 +118,10 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
         if not _is_published(index, update.images, about):
             about["generation"] = index.generation + 1
             _write_codes(index, _gathered(index, update.images, about), update.images, about)
-            index.catalogue.publish(update.images, about)
+            index.catalogue.publish(update.images, about, update.moved)
+        index.catalogue.set_meta(made_from=index.made_from)
         _delete_leftovers(index)
-        return _summary(index, update, walk.others, time.monotonic() - started)
+        return _summary(index, update, _left_out(walk), time.monotonic() - started)
 
 
 def index_vectors(
@@ -123,24 +131,26 @@ def index_vectors(
 
     Args:
         vectors: an `.npy` file, [N, D] of any float type.
-        metadata: a CSV file with a head and N rows; a column `path` names their images,
-        folder: in here.
+        metadata: a CSV file with a head and N rows, of which a column names the images; see
+            `vector_files.read_metadata`.
+        folder: of the images.
         out: the index.
-        options: `storage`, `workers`, `limits` are used.
+        options: `storage`, `workers`, `rehash`, `limits` and `store` are used.
 
     Returns:
         What `index.json` holds.
 
     Raises:
         FileNotFoundError: a file is not there.
-        ValueError: vectors and rows are not as many, the file is damaged, or the index is of images
-            or of another folder.
+        ValueError: vectors and rows are not as many, a file is damaged, none of the images is in
+            the folder, or the index is of images or of another folder.
     """
     started = time.monotonic()
-    codes = _read_vectors(vectors)
-    rows = _read_metadata(metadata, len(codes))
-    if folder is not None and not folder.is_dir():
-        raise FileNotFoundError(f"--images={folder}: there is no such folder")
+    codes = read_vectors(vectors)
+    rows = [Row("", {})] * len(codes)
+    if metadata is not None:
+        rows = read_metadata(metadata, len(codes), with_images=folder is not None)
+    files = {} if folder is None else _files_of(rows, folder)
     told = json.dumps([sha256_of(vectors), rows], ensure_ascii=True)
     fingerprint = hashlib.sha256(told.encode()).hexdigest()
     made_from = {
@@ -162,18 +172,27 @@ def index_vectors(
             about["generation"] = index.generation + 1
             _write_codes(index, codes, ids, about)
             index.catalogue.publish_rows(rows, about)
+        index.catalogue.set_meta(made_from=index.made_from)
         _delete_leftovers(index)
+        broken = {}
         if folder is not None:
-            _add_thumbnails(index.catalogue, folder, options)
-        broken = {path: reason for path, (_, _, reason) in index.catalogue.broken().items()}
-        update = _Update(ids, broken, len(codes), 0, fingerprint)
-        return _summary(index, update, 0, time.monotonic() - started)
+            broken = _update_pictures(index.catalogue, folder, files, options)
+        update = _Update(ids, broken, len(codes), fingerprint=fingerprint)
+        return _summary(index, update, {"other_files": 0}, time.monotonic() - started)
 
 
 class _Index(NamedTuple):
-    """An index being written: its folder, its catalogue, and Milvus if that keeps its codes."""
+    """An index being written.
+
+    Attributes:
+        out: its folder.
+        made_from: what it is of.
+        catalogue: its catalogue.
+        store: Milvus if that keeps its codes.
+    """
 
     out: Path
+    made_from: dict[str, Any]
     catalogue: Catalogue
     store: Collection | None
 
@@ -184,13 +203,26 @@ class _Index(NamedTuple):
 
 
 class _Update(NamedTuple):
-    """Images in order of position; broken files; counts; fingerprint of paths and contents."""
+    """What an index is to become.
+
+    Attributes:
+        images: in order of position.
+        broken: why files cannot be used, by path.
+        added, unchanged: how many images are new, and as before.
+        unseen: how many could not be looked at, and stay as they were.
+        moved: images that are at another path now.
+        dropped: paths of images that are no longer there.
+        fingerprint: of paths and contents.
+    """
 
     images: list[int]
     broken: dict[str, str]
     added: int
-    unchanged: int
-    fingerprint: str
+    unchanged: int = 0
+    unseen: int = 0
+    moved: Sequence[tuple[int, File]] = ()
+    dropped: Sequence[str] = ()
+    fingerprint: str = ""
 
 
 @contextlib.contextmanager
@@ -200,6 +232,7 @@ def _opened(
     """An index, made if it is not there, while no other process writes to it.
 
     Raises:
+        OSError: the index cannot be written.
         ValueError: another process does, or the index was made from something else.
         ConnectionError: Milvus cannot be reached.
     """
@@ -210,14 +243,37 @@ def _opened(
     with locked(out / LOCK_FILE, f"--out={out}", doing="indexing into it"):
         catalogue = Catalogue(out)
         try:
-            _check_same(catalogue, made_from | {"store": address}, out)
+            made_from = made_from | {"store": address}
+            _check_same(catalogue, made_from, out)
             storage = options.storage
             with milvus_index.opened(catalogue, options.store, storage, dimension) as store:
-                yield _Index(out, catalogue, store)
+                yield _Index(out, made_from, catalogue, store)
         except DAMAGED as error:
-            raise ValueError(f"{catalogue.path} is damaged: {error}") from error
+            raise unusable(catalogue.path, error) from error
         finally:
             catalogue.close()
+
+
+def _check_net(out: Path, asked: dict[str, Any]) -> None:
+    """Raise ValueError if the index has another net, saying what is different of the two."""
+    try:
+        before = json.loads(str(read_npz(out / NET_FILE, ("about",))["about"]))
+        if before["fingerprint"] == asked["fingerprint"]:
+            return
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        return  # there is none, or it is damaged and written again
+    changed = [
+        f"{key} was {before['config'].get(key)!r}, now {value!r}"
+        for key, value in asked["config"].items()
+        if before["config"].get(key) != value
+    ]
+    if before["step"] != asked["step"]:
+        changed.append(f"{before['step']} steps of training, now {asked['step']}")
+    raise ValueError(
+        f"--out={out}: this index is of another net, of the run {before['name']}; --model is the "
+        f"run {asked['name']} ({'; '.join(changed) or 'of the same config, trained anew'}); "
+        "give another --out, or delete the index, and the sessions on it with it"
+    )
 
 
 def _check_same(catalogue: Catalogue, made_from: dict[str, Any], out: Path) -> None:
@@ -225,73 +281,112 @@ def _check_same(catalogue: Catalogue, made_from: dict[str, Any], out: Path) -> N
     if before is None:
         catalogue.set_meta(made_from=made_from)
         return
+    folder = before.get("folder")
+    if folder and made_from["folder"] and not Path(folder).exists():
+        say(f"the folder was {folder} before, which is gone; its images are looked for in this one")
+        before = before | {"folder": made_from["folder"]}
     for key, value in made_from.items():
         if before.get(key) != value:
             raise ValueError(
                 f"--out={out}: this index has {key}={before.get(key)!r}, asked for is {value!r}; "
-                "give another --out, or delete it"
+                "give another --out, or delete the index, and the sessions on it with it"
             )
 
 
 def _update(
     catalogue: Catalogue,
     kept: net_file.KeptNet,
-    walk: image_files.Walk,
+    walk: Walk,
     folder: Path,
     mesh: Mesh,
     options: Options,
 ) -> _Update:
     """Decode and encode the files that are not in the catalogue as they are now."""
-    known, known_broken = catalogue.known(), catalogue.broken()
+    known = catalogue.known()
+    found = identity.compare(catalogue, known, walk, folder, options.limits, options.rehash)
     files = {file.path: file for file in walk.files}
-    broken = dict(walk.unusable)
-    todo: list[str] = []
-    same_time: list[tuple[int, File]] = []
-    for path, file in files.items():
-        before = known.get(path)
-        state = (file.bytes, file.mtime_ns)
-        if before is not None and state == (before.bytes, before.mtime_ns) and not options.rehash:
-            continue
-        if path in known_broken and known_broken[path][:2] == state and not options.rehash:
-            broken[path] = known_broken[path][2]
-        elif before is not None and _same_content(folder / path, before.sha256, options.limits):
-            same_time.append((before.image, file))
-        else:
-            todo.append(path)
-    catalogue.touch(same_time)
-    unchanged = len(files) - len(todo) - sum(path in files for path in broken)
-    say(f"{len(files):,} image files: {unchanged:,} known, {len(todo):,} to do")
+    stay = found.same | found.unseen | found.placed
+    usable = files.keys() - found.broken.keys()
+    identity.check_loss(known, stay, usable, walk, options.drop_missing)
+    back = {path: one for path, one in stay.items() if one.kind == "dropped"}
+    stay = {path: one for path, one in stay.items() if path not in back}
+    catalogue.touch([(one.image, files[p]) for p, one in found.placed.items() if one.path == p])
+    moved = [(one.image, files[path]) for path, one in stay.items() if one.path != path]
+    unchanged = len(stay) - len(moved) - len(found.unseen)
+    say(
+        f"{len(files):,} image files: {unchanged:,} known, "
+        + (f"{len(moved):,} known from another place, " if moved else "")
+        + f"{len(found.todo):,} to do"
+    )
     shape = tuple(kept.about["image_shape"])
     task = Task(str(folder.resolve()), shape, options.fit, options.limits)
-    encoder = _Encoder(catalogue, kept.net, mesh, files)
-    with Progress("index", len(todo)) as progress:
-        for decoded in decode_pool.decode(todo, task, options.workers) if todo else ():
+    encoder = _Encoder(catalogue, kept.net, mesh, files, back)
+    with Progress("index", len(found.todo)) as progress:
+        for decoded in decode_pool.decode(found.todo, task, options.workers) if found.todo else ():
             encoder.add(decoded)
             progress.advance(1)
         encoder.flush()
-    broken |= encoder.broken
+    broken = found.broken | encoder.broken
     catalogue.keep_broken(set(broken) & set(files))
-    current = catalogue.known()
-    usable = [path for path in files if path in current and path not in broken]
+    staying = {one.image for one in stay.values()}
+    unread = {
+        one.path: one
+        for one in known
+        if one.path in encoder.unread and one.kind == "published" and one.image not in staying
+    }
+    images = {path: (one.image, one.sha256) for path, one in (stay | unread).items()}
+    images |= encoder.images
+    dropped = identity.check_loss(known, stay | unread, encoder.images, walk, options.drop_missing)
     content = hashlib.sha256()
-    for path in usable:
+    paths = sorted(images, key=os.fsencode)
+    for path in paths:
         content.update(path.encode("utf-8", "surrogateescape") + b"\0")
-        content.update(current[path].sha256.encode())
+        content.update(images[path][1].encode())
     content.update(f"{kept.about['fingerprint']} {options.fit}".encode())
-    images = [current[path].image for path in usable]
-    return _Update(images, broken, encoder.added, unchanged, content.hexdigest())
+    return _Update(
+        [images[path][0] for path in paths],
+        broken,
+        len(encoder.images),
+        unchanged,
+        len(found.unseen) + len(unread),
+        moved,
+        dropped,
+        content.hexdigest(),
+    )
 
 
 class _Encoder:
-    """Gathers decoded images to batches, encodes and keeps them."""
+    """Gathers decoded images to batches, encodes and keeps them.
 
-    def __init__(self, catalogue: Catalogue, net: Net, mesh: Mesh, files: dict[str, File]):
-        self.catalogue, self.net, self.mesh, self.files = catalogue, net, mesh, files
+    Args:
+        catalogue: gets the images.
+        net: encodes.
+        mesh: for the net.
+        files: by path.
+        back: images that were dropped before and return, by path.
+
+    Attributes:
+        images: ids and SHA-256 of what was added, by path.
+        broken: reasons of what cannot be used, by path.
+        unread: paths of those that could not be read this time.
+    """
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        net: Net,
+        mesh: Mesh,
+        files: dict[str, File],
+        back: dict[str, Known],
+    ):
+        self.catalogue, self.net, self.mesh = catalogue, net, mesh
+        self.files, self.back = files, back
         self.batch = BATCH * mesh.size
         self.waiting: list[Decoded] = []
         self.unusable: list[Decoded] = []
+        self.images: dict[str, tuple[int, str]] = {}
         self.broken: dict[str, str] = {}
-        self.added = 0
+        self.unread: set[str] = set()
 
     def add(self, decoded: Decoded) -> None:
         (self.waiting if decoded.error is None else self.unusable).append(decoded)
@@ -306,20 +401,21 @@ class _Encoder:
             # Always as many at once: a picture's code does not depend on how many are waiting.
             made = iter(encode.encode(self.net, np.stack(new), self.mesh, self.batch, label=None))
         codes = [np.asarray(next(made), "<f4").tobytes() if c is None else c for c in known]
-        rows = zip(self.waiting, codes, strict=True)
-        self.catalogue.add([(self.files[one.path], one, code) for one, code in rows])
+        rows = [
+            (self.files[one.path], one, code, self._id_before(one))
+            for one, code in zip(self.waiting, codes, strict=True)
+        ]
+        for one, image in zip(self.waiting, self.catalogue.add(rows), strict=True):
+            self.images[one.path] = image, one.sha256
         errors = [(self.files[one.path], str(one.error)) for one in self.unusable if one.lasting]
         self.catalogue.add_broken(errors)
         self.broken |= {one.path: str(one.error) for one in self.unusable}
-        self.added += len(self.waiting)
+        self.unread |= {one.path for one in self.unusable if not one.lasting}
         self.waiting, self.unusable = [], []
 
-
-def _same_content(path: Path, sha256: str, limits: Limits) -> bool:
-    try:
-        return hashlib.sha256(read_file(path, limits)).hexdigest() == sha256
-    except ValueError:
-        return False
+    def _id_before(self, decoded: Decoded) -> int | None:
+        before = self.back.get(decoded.path)
+        return None if before is None or before.sha256 != decoded.sha256 else before.image
 
 
 def _is_published(index: _Index, ids: list[int], about: dict[str, Any]) -> bool:
@@ -372,28 +468,66 @@ def _delete_leftovers(index: _Index) -> None:
         milvus_index.delete_others(index.store, keys)
 
 
-def _summary(index: _Index, update: _Update, others: int, seconds: float) -> dict[str, Any]:
+def _left_out(walk: Walk) -> dict[str, Any]:
+    """What a folder holds besides its images, for `index.json`; said, too."""
+    unread: dict[str, list[str]] = {}
+    for path in walk.unread:
+        unread.setdefault(Path(path).suffix.lower(), []).append(path)
+    told = [
+        ("links to folders, which are not followed", walk.links),
+        ("files and folders left out by --exclude", walk.excluded),
+        ("folders that are an index themselves", walk.indexes),
+        *((f"{suffix} files, which no decoder here reads", unread[suffix]) for suffix in unread),
+    ]
+    for what, paths in told:
+        if paths:
+            some = ", ".join(repr(shown(path)) for path in paths[:MOST_SAID])
+            say(f"  left out: {len(paths):,} {what}: {some}" + ", …" * (len(paths) > MOST_SAID))
+    return {
+        "other_files": walk.others,
+        "unread_formats": {suffix: len(paths) for suffix, paths in unread.items()},
+        "unread_files": [shown(path) for path in walk.unread],
+        "links": [shown(path) for path in walk.links],
+        "excluded": [shown(path) for path in walk.excluded],
+        "indexes": [shown(path) for path in walk.indexes],
+    }
+
+
+def _summary(
+    index: _Index, update: _Update, left_out: dict[str, Any], seconds: float
+) -> dict[str, Any]:
     """What was found: said, written to `index.json`, and shown to people in a picture."""
-
-    def shown(path: str) -> str:
-        return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
     broken = [
         {"path": shown(path), "reason": reason} for path, reason in sorted(update.broken.items())
     ]
-    say(
-        f"{len(update.images):,} images in the index: {update.added:,} added, "
-        f"{update.unchanged:,} known before; {len(broken):,} broken, {others:,} other files"
-    )
-    for one in broken[:BROKEN_SAID]:
-        say(f"  broken: {one['path']!r}: {one['reason']}")
-    if len(broken) > BROKEN_SAID:
-        say(f"  and {len(broken) - BROKEN_SAID:,} more: see {SUMMARY_FILE}")
-    summary = {
-        **index.catalogue.meta["published"],
+    counts = {
         "added": update.added,
         "unchanged": update.unchanged,
-        "other_files": others,
+        "moved": len(update.moved),
+        "unseen": update.unseen,
+        "dropped": len(update.dropped),
+    }
+    words = {
+        "moved": "known from another place",
+        "unseen": "kept though they cannot be looked at",
+        "dropped": "dropped since they are not there any more",
+    }
+    others = "".join(f", {counts[key]:,} {words[key]}" for key in words if counts[key])
+    say(
+        f"{len(update.images):,} images in the index: {update.added:,} added, "
+        f"{update.unchanged:,} known before{others}; {len(broken):,} broken, "
+        f"{left_out['other_files']:,} other files"
+    )
+    for one in broken[:MOST_SAID]:
+        say(f"  broken: {one['path']!r}: {one['reason']}")
+    if len(broken) > MOST_SAID:
+        say(f"  and {len(broken) - MOST_SAID:,} more: see {SUMMARY_FILE}")
+    for path in update.dropped[:MOST_SAID]:
+        say(f"  dropped: {shown(path)!r}")
+    summary = {
+        **index.catalogue.meta["published"],
+        **counts,
+        **left_out,
         "seconds": seconds,
         "images_per_second": update.added / seconds,
         "broken": broken,
@@ -430,59 +564,73 @@ def _write_contact_sheet(path: Path, thumbnails: list[bytes]) -> None:
     partial.replace(path)
 
 
-def _read_vectors(path: Path) -> np.ndarray:
-    try:
-        codes = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"--vectors={path}: there is no such file") from None
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"--vectors={path} cannot be read as an .npy file: {error}") from error
-    if codes.ndim != 2 or not codes.size or not np.issubdtype(codes.dtype, np.floating):
+def _files_of(rows: list[Row], folder: Path) -> dict[str, File]:
+    """The files of the images that rows name, by the path in the row.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: none of the images is in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--images={folder}: there is no such folder")
+    files = {}
+    named = {row.path for row in rows} - {""}
+    for path in named:
+        place = image_files.inside(folder, path)
+        if place is not None:
+            with contextlib.suppress(OSError):  # it is gone by now
+                status = place.stat()
+                files[path] = File(str(place), status.st_size, status.st_mtime_ns)
+    if not files:
+        first = next((f", the first of them {row.path!r}" for row in rows if row.path), "")
         raise ValueError(
-            f"--vectors={path} holds {list(codes.shape)} {codes.dtype}; expected [N > 0, D > 0] "
-            "floats"
+            f"--images={folder}: no image of the metadata is in this folder; {len(named):,} are "
+            f"named{first}"
         )
-    return codes
+    return files
 
 
-def _read_metadata(path: Path | None, count: int) -> list[tuple[str, dict[str, str]]]:
-    """Path ("" if there is none) and the other columns of each row."""
-    if path is None:
-        return [("", {})] * count
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, restkey="", restval="", strict=True))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"--metadata={path}: there is no such file") from None
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"--metadata={path} cannot be read as CSV in UTF-8: {error}") from error
-    if len(rows) != count:
-        raise ValueError(f"--metadata={path} has {len(rows)} rows for {count} vectors")
-    for number, row in enumerate(rows, 1):
-        if "" in row:
-            raise ValueError(f"--metadata={path}: row {number} has more cells than the head")
-    return [(row.pop("path", ""), row) for row in rows]
+def _update_pictures(
+    catalogue: Catalogue, folder: Path, files: dict[str, File], options: Options
+) -> dict[str, str]:
+    """Bring the thumbnails of vectors up to date.
 
+    A thumbnail stays where its file is not there, or cannot be read this time.
 
-def _add_thumbnails(catalogue: Catalogue, folder: Path, options: Options) -> None:
-    """Pictures of vectors whose metadata names a file in the folder."""
-    missing = catalogue.rows_without_thumbnail()
-    outside = [
-        (image, Decoded(path, error="there is no such file in the folder"))
-        for image, path in missing
-        if image_files.inside(folder, path) is None
-    ]
-    catalogue.add_thumbnails(outside)
-    gone = {image for image, _ in outside}
-    todo = [(image, path) for image, path in missing if image not in gone]
+    Args:
+        catalogue: of the index.
+        folder: of the images.
+        files: of the images by the path in their row.
+        options: see there.
+
+    Returns:
+        Reasons by path of files that cannot be used.
+    """
+    known_broken = catalogue.broken()
+    broken: dict[str, str] = {}
+    todo: list[tuple[int, File, File]] = []
+    for image, before in catalogue.pictures():
+        path = before.path
+        file = files.get(path)
+        if file is None:
+            broken[path] = "there is no such file in the folder"
+        elif options.rehash or file[1:] != before[1:]:
+            todo.append((image, file._replace(path=path), file))
+        elif path in known_broken:
+            broken[path] = known_broken[path][2]
     task = Task(str(folder.resolve()), None, options.fit, options.limits)
-    batch: list[tuple[int, Decoded]] = []
+    batch: list[tuple[int, File, Decoded]] = []
     with Progress("thumbnails", len(todo)) as progress:
-        decoded = decode_pool.decode([path for _, path in todo], task, options.workers)
-        for (image, _), one in zip(todo, decoded, strict=True):
-            batch.append((image, one))
+        decoded = decode_pool.decode([place.path for *_, place in todo], task, options.workers)
+        for (image, file, _), one in zip(todo, decoded, strict=True):
             progress.advance(1)
+            if one.error is not None:
+                broken[file.path] = one.error
+            if one.error is None or one.lasting:
+                batch.append((image, file, one))
             if len(batch) == BATCH:
-                catalogue.add_thumbnails(batch)
+                catalogue.set_pictures(batch)
                 batch = []
-    catalogue.add_thumbnails(batch)
+    catalogue.set_pictures(batch)
+    catalogue.keep_broken(set(broken))
+    return broken

@@ -1,23 +1,24 @@
 """The catalogue of an index in SQLite: what the indexer writes and `image_index` reads.
 
 Images without a position are being indexed, or have left the folder: `publish` gives positions to
-the current images and forgets the others, in one transaction. A process killed at any moment leaves
-what was published, and what it had committed for the next run.
+the current images and drops the others, in one transaction. A process killed at any moment leaves
+what was published, and what it had committed for the next run. Of images that were dropped the
+catalogue keeps id, path and content hash, so that they get their ids back when they return.
 """
 
 import json
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from air_jax.index.decoding import Decoded
-from air_jax.index.image_files import File
+from air_jax.index.image_files import CATALOGUE_FILE, File
 
-FILE = "catalogue.sqlite"
+FILE = CATALOGUE_FILE
 # SQLite puts the name of what is damaged into its message, whatever bytes that has become.
 DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
 FORMAT = 1
@@ -36,27 +37,56 @@ CREATE TABLE IF NOT EXISTS thumbnails (image INTEGER PRIMARY KEY, jpeg BLOB NOT 
 CREATE TABLE IF NOT EXISTS broken (
     path BLOB PRIMARY KEY, bytes INTEGER, mtime_ns INTEGER, reason TEXT NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS dropped (
+    id INTEGER PRIMARY KEY, path BLOB NOT NULL, bytes INTEGER NOT NULL, sha256 TEXT NOT NULL
+) STRICT;
 """
+# What SQLite reports of a file that is not damaged: the system does not let it read or write there.
+NOT_DAMAGE = (
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR),
+    *(sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY),
+)
+
+
+class Unavailable(OSError):
+    """A database that cannot be used now, as it is busy, replaced, or its disk is full."""
 
 
 class Known(NamedTuple):
-    """A file that the catalogue has an image of.
+    """A file that the catalogue has, or had, an image of.
 
     Attributes:
         image: its id.
+        path: where it was.
         bytes, mtime_ns: when it was read.
         sha256: of its content.
+        kind: "published"; "new" if it was added since; "dropped" if only its id is kept.
     """
 
     image: int
+    path: str
     bytes: int
     mtime_ns: int
     sha256: str
+    kind: str
 
 
 def codes_name(generation: int) -> str:
     """The folder of the codes of a generation."""
     return f"codes-{generation}"
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of its name; None if there is none.
+
+    A database that is open is looked at by its name only: to open and close its file, but through
+    SQLite, drops all locks that this process has on it.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def read_meta(database: sqlite3.Connection) -> dict[str, Any]:
@@ -87,6 +117,20 @@ def check_integrity(database: sqlite3.Connection, quick: bool = False) -> None:
         raise sqlite3.DatabaseError(found)
 
 
+def unusable(path: Path, error: Exception) -> Exception:
+    """The error to raise for one of `DAMAGED`, which SQLite reported of a file: it names the file.
+
+    Returns:
+        `Unavailable` where the file is whole, but SQLite cannot read or write it; or a ValueError.
+    """
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in NOT_DAMAGE:
+        return Unavailable(
+            f"{path} cannot be used: {error}; SQLite needs to write this file and beside it, even "
+            "to read it"
+        )
+    return ValueError(f"{path} cannot be read: {error}")
+
+
 class Catalogue:
     """The catalogue, opened for writing by the one indexer.
 
@@ -94,13 +138,17 @@ class Catalogue:
         path: of the index's folder, which is made if it is not there.
 
     Raises:
+        OSError: the catalogue cannot be written.
         ValueError: the catalogue is damaged, or of another format.
     """
 
     def __init__(self, path: Path):
         self.path = path / FILE
         path.mkdir(parents=True, exist_ok=True)
-        self.database = sqlite3.connect(self.path, timeout=30)
+        try:
+            self.database = sqlite3.connect(self.path, timeout=30)
+        except DAMAGED as error:
+            raise unusable(self.path, error) from error
         try:
             check_integrity(self.database)
             self.database.execute("PRAGMA journal_mode = WAL")
@@ -111,9 +159,9 @@ class Catalogue:
             )
             self.database.commit()
             self.meta = read_meta(self.database)
-        except (sqlite3.DatabaseError, ValueError) as error:
+        except (*DAMAGED, ValueError) as error:
             self.database.close()
-            raise ValueError(f"{self.path} cannot be read: {error}") from error
+            raise unusable(self.path, error) from error
 
     def close(self) -> None:
         self.database.close()
@@ -125,12 +173,21 @@ class Catalogue:
             self.database.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", rows)
         self.meta |= values
 
-    def known(self) -> dict[str, Known]:
-        """By path, the newest image of it."""
+    def known(self) -> list[Known]:
+        """Every image: those published before new ones, both in order of id."""
         rows = self.database.execute(
-            "SELECT path, id, bytes, mtime_ns, sha256 FROM images ORDER BY id"
+            "SELECT id, path, bytes, mtime_ns, sha256, iif(position IS NULL, 'new', 'published') "
+            "FROM images ORDER BY position IS NULL, id"
         )
-        return {os.fsdecode(path): Known(*row) for path, *row in rows}
+        return [Known(image, os.fsdecode(path), *row) for image, path, *row in rows]
+
+    def dropped(self) -> list[Known]:
+        """Images that left the index, in order of id."""
+        rows = self.database.execute("SELECT id, path, bytes, sha256 FROM dropped ORDER BY id")
+        return [
+            Known(image, os.fsdecode(path), size, 0, sha256, "dropped")
+            for image, path, size, sha256 in rows
+        ]
 
     def broken(self) -> dict[str, tuple[int, int, str]]:
         """By path, size, time and reason of files that could not be read."""
@@ -144,23 +201,33 @@ class Catalogue:
         ).fetchone()
         return None if row is None else row[0]
 
-    def add(self, batch: list[tuple[File, Decoded, bytes]]) -> None:
-        """Add images with their codes, in one transaction."""
-        with self.database:
-            for file, decoded, code in batch:
-                image = self.database.execute(
-                    "INSERT INTO images (path, bytes, mtime_ns, sha256, width, height, metadata) "
-                    "VALUES (?, ?, ?, ?, ?, ?, '{}')",
+    def add(self, batch: list[tuple[File, Decoded, bytes, int | None]]) -> list[int]:
+        """Add images with their codes, in one transaction.
+
+        Args:
+            batch: with the id of each that was dropped before.
+
+        Returns:
+            Their ids.
+        """
+        ids = []
+        with self.database as database:
+            for file, decoded, code, known in batch:
+                path = os.fsencode(file.path)
+                (image,) = database.execute(
+                    "INSERT INTO images (id, path, bytes, mtime_ns, sha256, width, height, "
+                    "metadata) VALUES (?, ?, ?, ?, ?, ?, ?, '{}') RETURNING id",
                     [
-                        *(os.fsencode(file.path), file.bytes, file.mtime_ns),
+                        *(known, path, file.bytes, file.mtime_ns),
                         *(decoded.sha256, decoded.width, decoded.height),
                     ],
-                ).lastrowid
-                self.database.execute("INSERT INTO codes VALUES (?, ?)", [image, code])
-                self.database.execute(
-                    "INSERT INTO thumbnails VALUES (?, ?)", [image, decoded.thumbnail]
-                )
-                self.database.execute("DELETE FROM broken WHERE path = ?", [os.fsencode(file.path)])
+                ).fetchone()
+                database.execute("INSERT INTO codes VALUES (?, ?)", [image, code])
+                database.execute("INSERT INTO thumbnails VALUES (?, ?)", [image, decoded.thumbnail])
+                database.execute("DELETE FROM dropped WHERE id = ?", [image])
+                database.execute("DELETE FROM broken WHERE path = ?", [path])
+                ids.append(image)
+        return ids
 
     def add_broken(self, batch: list[tuple[File, str]]) -> None:
         """Remember files that cannot be read, until they change."""
@@ -188,13 +255,29 @@ class Catalogue:
             row = self.database.execute("SELECT code FROM codes WHERE image = ?", [image])
             yield np.frombuffer(row.fetchone()[0], "<f4", dimension)
 
-    def publish(self, images: list[int], about: dict[str, Any]) -> None:
-        """Make these images, in order of position, what the index is; the others are forgotten."""
+    def publish(
+        self, images: list[int], about: dict[str, Any], moved: Sequence[tuple[int, File]] = ()
+    ) -> None:
+        """Make these images, in order of position, what the index is; the others are dropped.
+
+        Args:
+            images: their ids.
+            about: what is published.
+            moved: images that are another file now.
+        """
         with self.database as database:
             database.execute("UPDATE images SET position = NULL")
             database.executemany(
+                "UPDATE images SET path = ?, bytes = ?, mtime_ns = ? WHERE id = ?",
+                ((os.fsencode(file.path), file.bytes, file.mtime_ns, i) for i, file in moved),
+            )
+            database.executemany(
                 "UPDATE images SET position = ? WHERE id = ?",
                 ((position, image) for position, image in enumerate(images)),
+            )
+            database.execute(
+                "INSERT INTO dropped SELECT id, path, bytes, sha256 FROM images "
+                "WHERE position IS NULL"
             )
             database.execute("DELETE FROM images WHERE position IS NULL")
             for table in ("codes", "thumbnails"):
@@ -222,8 +305,10 @@ class Catalogue:
         query = "SELECT jpeg FROM thumbnails WHERE image = ?"
         return [self.database.execute(query, row).fetchone()[0] for row in chosen]
 
-    def publish_rows(self, rows: list[tuple[str, dict[str, str]]], about: dict[str, Any]) -> None:
-        """Make rows of vectors, (path, metadata) each, what the index is; ids are rows + 1."""
+    def publish_rows(
+        self, rows: Sequence[tuple[str, dict[str, str]]], about: dict[str, Any]
+    ) -> None:
+        """Make rows of vectors, path and metadata each, what the index is; ids are rows + 1."""
         values = (
             (row + 1, os.fsencode(path), json.dumps(metadata), row)
             for row, (path, metadata) in enumerate(rows)
@@ -239,29 +324,34 @@ class Catalogue:
             )
         self.meta["published"] = about
 
-    def rows_without_thumbnail(self) -> list[tuple[int, str]]:
-        """Ids and paths of rows whose picture has not been looked at."""
-        rows = self.database.execute(
-            "SELECT id, path FROM images WHERE width IS NULL AND path != x'' "
-            "AND path NOT IN (SELECT path FROM broken) ORDER BY id"
-        )
-        return [(image, os.fsdecode(path)) for image, path in rows]
+    def pictures(self) -> list[tuple[int, File]]:
+        """Ids of rows that name a picture, and the files that their thumbnails were made of.
 
-    def add_thumbnails(self, batch: list[tuple[int, Decoded]]) -> None:
-        """Pictures of rows, or why there is none; in one transaction."""
+        A file of no size and time stands for none.
+        """
+        rows = self.database.execute(
+            "SELECT id, path, ifnull(bytes, 0), ifnull(mtime_ns, 0) FROM images "
+            "WHERE path != x'' ORDER BY id"
+        )
+        return [(image, File(os.fsdecode(path), *state)) for image, path, *state in rows]
+
+    def set_pictures(self, batch: list[tuple[int, File, Decoded]]) -> None:
+        """Give rows their pictures, or take away those whose file is broken; in one transaction."""
         with self.database as database:
-            for image, decoded in batch:
+            for image, file, decoded in batch:
+                path, state = os.fsencode(file.path), [file.bytes, file.mtime_ns]
+                database.execute("DELETE FROM thumbnails WHERE image = ?", [image])
+                database.execute("DELETE FROM broken WHERE path = ?", [path])
+                size = [decoded.width, decoded.height] if decoded.error is None else [None, None]
+                database.execute(
+                    "UPDATE images SET bytes = ?, mtime_ns = ?, width = ?, height = ? WHERE id = ?",
+                    [*state, *size, image],
+                )
                 if decoded.error is None:
                     database.execute(
-                        "UPDATE images SET width = ?, height = ? WHERE id = ?",
-                        [decoded.width, decoded.height, image],
-                    )
-                    database.execute(
-                        "INSERT OR REPLACE INTO thumbnails VALUES (?, ?)",
-                        [image, decoded.thumbnail],
+                        "INSERT INTO thumbnails VALUES (?, ?)", [image, decoded.thumbnail]
                     )
                 else:
                     database.execute(
-                        "INSERT OR REPLACE INTO broken VALUES (?, NULL, NULL, ?)",
-                        [os.fsencode(decoded.path), decoded.error],
+                        "INSERT INTO broken VALUES (?, ?, ?, ?)", [path, *state, decoded.error]
                     )

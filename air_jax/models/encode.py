@@ -97,10 +97,13 @@ def held_out_losses(net: Net, images: np.ndarray, mesh: Mesh, batch: int = 512) 
     shuffled = np.empty_like(codes)
     shuffled[order] = codes[np.roll(order, 1)]
 
-    def loss(used: np.ndarray) -> float:
-        return float(_map_batches(_squared_error_batch, net, (images, used), mesh, batch).mean())
+    def loss(used: np.ndarray, label: str) -> float:
+        errors = _map_batches(_squared_error_batch, net, (images, used), mesh, batch, label)
+        return float(errors.mean())
 
-    return HeldOutLosses(loss(codes), loss(shuffled) if len(codes) > 1 else None)
+    own = loss(codes, "loss by their own codes")
+    others = loss(shuffled, "loss by other images' codes") if len(codes) > 1 else None
+    return HeldOutLosses(own, others)
 
 
 def _map_batches(

@@ -64,7 +64,7 @@ def read(path: Path, mesh: Mesh) -> KeptNet:
         about = json.loads(str(held["about"]))
         new = _untrained(about)
         names = _names(new)
-        if "leaf_0" in held:  # version 0.1 numbered the arrays instead
+        if "leaf_0" in held:  # files of earlier states of 0.1.0 number the arrays
             names = [f"leaf_{place}" for place in range(len(names))]
         leaves = [held[name] for name in names]
         like, structure = jax.tree.flatten(new)

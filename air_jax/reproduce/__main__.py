@@ -1,21 +1,24 @@
 """The paper's figures: `python -m air_jax.reproduce --config=configs/figure3.py`.
 
 Trains and evaluates the nets of a sweep, and writes `<figure>.json`, `<figure>.png` and
-`claims.md`: which of the paper's claims hold.
+`claims.md`, which says which of the paper's claims hold (a sweep of choices writes `choices.md`).
 """
 
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ml_collections
 
-from air_jax.reproduce import figures, pages, sweep
-from air_jax.reproduce.figures import FIGURES
-from air_jax.run import jobs
+# The flags are read before JAX is imported: what needs JAX is imported where it is used.
 from air_jax.runtime import cache, command_line, distributed
-from air_jax.runtime.arguments import names
+from air_jax.runtime.arguments import Arguments, names
 from air_jax.runtime.progress import say
+
+if TYPE_CHECKING:
+    from air_jax.reproduce.sweep import Member
+    from air_jax.run.jobs import Job
 
 # One seed of each net, a few steps on few small images: no claim can be decided.
 _SMOKE_SIZE = {
@@ -35,8 +38,25 @@ SOME_MEMBERS_FAILED = 1
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says of a sweep; returns the exit status."""
-    parser = command_line.arguments_of_run("air_jax.reproduce", __doc__)
-    add = parser.add_argument
+    flags = parser()
+    told, config = command_line.start(flags, arguments)
+    if "sweep" not in config:
+        flags.error(
+            "this config is no sweep; give configs/figure3.py, or use python -m air_jax.main"
+        )
+    if told.smoke:
+        config.update(_SMOKE_SIZE)
+        config.sweep.name += "_smoke"
+    path = Path("runs") / config.sweep.name if told.workdir is None else Path(told.workdir)
+    failed: list[str] = []
+    status = command_line.guard(lambda: failed.extend(_run(told, config, path)), path)
+    return status or (SOME_MEMBERS_FAILED if failed else 0)
+
+
+def parser() -> Arguments:
+    """The flags of the command."""
+    made = command_line.arguments_of_run("air_jax.reproduce", __doc__)
+    add = made.add_argument
     add("--workdir", help="folder of the sweep; default: runs/<sweep.name of the config>")
     add(
         "--only",
@@ -72,26 +92,20 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="say what is done, what is left and how long it takes; change nothing",
     )
-    told, config = command_line.start(parser, arguments)
-    if "sweep" not in config:
-        parser.error(
-            "this config is no sweep; give configs/figure3.py, or use python -m air_jax.main"
-        )
-    if told.smoke:
-        config.update(_SMOKE_SIZE)
-        config.sweep.name += "_smoke"
-    path = Path("runs") / config.sweep.name if told.workdir is None else Path(told.workdir)
-    failed: list[str] = []
-    status = command_line.guard(lambda: failed.extend(_run(told, config, path)), path)
-    return status or (SOME_MEMBERS_FAILED if failed else 0)
+    return made
 
 
 def _run(told: Namespace, config: ml_collections.ConfigDict, path: Path) -> list[str]:
     """Returns the names of the members that failed."""
-    job = jobs.load(config)
     for stage in told.stages:
         if stage not in ("members", "report"):
             raise ValueError(f"--stages: {stage!r} is not one of members, report")
+    say("loading JAX and the images")
+    from air_jax.reproduce import sweep
+    from air_jax.reproduce.figures import FIGURES
+    from air_jax.run import jobs
+
+    job = jobs.load(config)
     figure = FIGURES.get(config.sweep.figure)
     if figure is None:
         known = ", ".join(FIGURES)
@@ -117,8 +131,10 @@ def _run(told: Namespace, config: ml_collections.ConfigDict, path: Path) -> list
     return failed
 
 
-def _report(job: jobs.Job, members: list[sweep.Member], path: Path) -> None:
+def _report(job: "Job", members: "list[Member]", path: Path) -> None:
     """Write what the members that are done show, and say the main of it."""
+    from air_jax.reproduce import figures, pages
+
     baselines = figures.baselines(job, path)
     if not distributed.is_first():
         return

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from air_jax.configs import default
-from air_jax.feedback import simulated_user
+from air_jax.feedback import learners, simulated_user
 from air_jax.feedback.learners import LEARNERS, Learner
 from air_jax.feedback.simulated_user import Simulation
 from air_jax.reproduce import pages
@@ -23,7 +23,7 @@ from air_jax.reproduce.kept_results import KeptResults
 from air_jax.run import jobs
 from air_jax.run.work_directory import CONFIG_FILE
 from air_jax.runtime.atomic_files import read_npz, write_json
-from air_jax.runtime.checksums import read_checked_json
+from air_jax.runtime.checksums import hash_of, read_checked_json
 from air_jax.runtime.progress import say
 from air_jax.search import baselines, distances, metrics
 from air_jax.search.device_codes import DeviceCodes
@@ -102,7 +102,8 @@ def choose(collection: Collection, kept: KeptResults) -> dict[str, dict[str, Any
         for constants in grid:
             called = f"validation queries: {name} {constants}"
             work = partial(residual_map, called, partial(LEARNERS[name], **constants))
-            tried.append({"constants": constants, "residual_map": kept.get(called, work)})
+            found = kept.get(called + _code(name), work)
+            tried.append({"constants": constants, "residual_map": found})
         best = max(tried, key=lambda entry: entry["residual_map"])
         chosen[name] = best | {"tried": tried}
     return chosen
@@ -130,8 +131,14 @@ def compare(
         found[name] = {}
         for kind, how in kinds.items():
             called = f"held-out queries: {name}, {kind}"
-            found[name][kind] = kept.get(called, partial(rounds, called, learner, how))
+            work = partial(rounds, called, learner, how)
+            found[name][kind] = kept.get(called + _code(name), work)
     return found
+
+
+def _code(learner: str) -> str:
+    """Tells what was kept of a learner apart from what was kept of its earlier code."""
+    return f" {hash_of([learners.made_from(learner)])[:16]}"
 
 
 def _round(played: Simulation, number: int, labels: np.ndarray) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from air_jax.run import pipeline
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import CODES_FILE, FEEDBACK_FOLDER, RETRIEVAL_FILE, stage_keys
 from air_jax.runtime.atomic_files import read_npz
+from air_jax.runtime.checksums import hash_of_code
+from air_jax.search import baselines as search_baselines
 from air_jax.search import distances, full_ranking, metrics
 from air_jax.search.baselines import WITHOUT_NET
 from air_jax.search.device_codes import DeviceCodes
@@ -87,7 +89,12 @@ def baselines(job: Job, folder: Path) -> dict[str, Any]:
         folder: of the sweep, where the baselines are kept.
     """
     data = {k: v for k, v in stage_keys(job.config, "train").items() if k.startswith("data.")}
-    made_from = {"images": job.dataset.fingerprint(), "code_dim": job.config.model.code_dim, **data}
+    made_from = {
+        "images": job.dataset.fingerprint(),
+        "code_dim": job.config.model.code_dim,
+        "code": hash_of_code(search_baselines.codes),
+        **data,
+    }
     kept = KeptResults(folder / BASELINES_FILE, made_from)
     return {name: kept.get(name, partial(_baseline, name, job)) for name in WITHOUT_NET}
 

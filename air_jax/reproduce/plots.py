@@ -13,7 +13,7 @@ import numpy as np
 
 from air_jax.reproduce.figures import DENOISING, variant
 from air_jax.reproduce.sweep import Member
-from air_jax.run.figures import save
+from air_jax.run.figures import marker, save
 from air_jax.training.training_log import GRADIENTS_FILE, METRICS_FILE, read_metrics
 
 # {"configuration", "depth", "lines" of a log} of a member.
@@ -109,7 +109,7 @@ def _first_retrieval(path: Path, nets: list[dict[str, Any]], baselines: dict[str
     layers = [f"{depth} layers" for depth in depths]
     axes.set(xticks=range(len(depths)), xticklabels=layers, ylabel="mAP of the first retrieval")
     axes.set_ylim(0, None)
-    axes.legend(fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(1, 1))
+    axes.legend(fontsize=7, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.08))
     save(figure, path)
 
 
@@ -161,7 +161,8 @@ def _draw_by_depth(
     depths = sorted({log["depth"] for log in logs})
     for axes, depth in zip(row, depths, strict=False):
         for log in (log for log in logs if log["depth"] == depth):
-            axes.plot(*points(log), lw=width, **_line(log["configuration"]))
+            x, y = points(log)
+            axes.plot(x, y, lw=width, marker=marker(x), **_line(log["configuration"]))
         axes.set(title=f"{depth} layers{title}", yscale="log")
         axes.grid(alpha=0.3)
     return list(zip(depths, row, strict=False))

@@ -23,6 +23,8 @@ from air_jax.runtime.atomic_files import write_json
 from air_jax.runtime.progress import duration, say
 from air_jax.training import loop
 
+# Of a member, about as long as one of the train step: that one, and the encoder and the decoder.
+COMPILATIONS = 2
 MEMBERS_FOLDER = "members"
 ERROR_FILE = "error.json"
 
@@ -142,22 +144,22 @@ def run(members: list[Member], stages: tuple[str, ...]) -> list[str]:
         KeyboardInterrupt: stopped; the same call goes on.
         OSError: the disk is full, or the like: no other member would fare better.
     """
-    left = distributed.from_first(lambda: [bool(member.left_to_do(stages)) for member in members])
-    waiting = [member for member, is_left in zip(members, left, strict=True) if is_left]
+    left = distributed.from_first(lambda: [member.left_to_do(stages) for member in members])
+    waiting = [(member, to_do) for member, to_do in zip(members, left, strict=True) if to_do]
     say(f"{len(members)} members, {len(members) - len(waiting)} done before")
-    total = sum(member.work() for member in waiting)
-    done, failed = 0.0, []
+    pace, failed = _Pace(), []
     started = time.monotonic()
-    for number, member in enumerate(waiting, start=1):
+    for number, (member, to_do) in enumerate(waiting, start=1):
         say(f"\n[{number}/{len(waiting)}] {member.name}")
+        began = time.monotonic()
         if error := _do(member, stages):
             say(f"{member.name} failed ({error}); the others go on")
             failed.append(member.name)
-        done += member.work()
-        elapsed = time.monotonic() - started
+        pace.add(member, to_do, time.monotonic() - began)
         if number < len(waiting):
-            left = duration(elapsed / done * (total - done))
-            say(f"{number} of {len(waiting)} in {duration(elapsed)}, about {left} left")
+            rest = duration(sum(pace.seconds(waiting[number:])))
+            elapsed = duration(time.monotonic() - started)
+            say(f"{number} of {len(waiting)} in {elapsed}, about {rest} left")
     return failed
 
 
@@ -188,33 +190,64 @@ def error_of(member: Member) -> str | None:
         return None
 
 
+class _Pace:
+    """How long members take: the steps of training by their work, and all else alike for each."""
+
+    def __init__(self) -> None:
+        self.steps = self.work = self.besides = 0.0
+        self.members = 0
+
+    def add(self, member: Member, done: list[str], seconds: float) -> None:
+        """Count a member of which these stages were done in so many seconds."""
+        trained = member.workdir.result("train") if "train" in done else None
+        steps = trained["seconds"] if trained else 0.0
+        if trained:
+            self.steps, self.work = self.steps + steps, self.work + member.work()
+        self.besides += max(seconds - steps, 0.0)
+        self.members += 1
+
+    def seconds(self, waiting: list[tuple[Member, list[str]]]) -> tuple[float, float]:
+        """Of the steps that members have left, and of all else that they have left."""
+        work = sum(member.work() for member, to_do in waiting if "train" in to_do)
+        steps = self.steps / self.work * work if self.work else 0.0
+        return steps, self.besides / self.members * len(waiting)
+
+
 def describe(members: list[Member], stages: tuple[str, ...]) -> str:
-    """What is done, what is left, and about how long training it takes, in lines for a terminal.
+    """What is done, what is left, and about how long it takes, in lines for a terminal.
 
     The time is judged by the members that are done, or else by a few steps of the first.
     """
-    lines, waiting = [], []
-    left, seconds, work = 0, 0.0, 0.0
+    lines, waiting, pace = [], [], _Pace()
     for member in members:
         to_do = member.left_to_do(stages)
-        left += bool(to_do)
-        trained = member.workdir.result("train")
-        if trained:
-            seconds, work = seconds + trained["seconds"], work + member.work()
-        if "train" in to_do:
-            waiting.append(member)
+        if to_do:
+            waiting.append((member, to_do))
+        taken = [s for stage in stages if (s := member.workdir.seconds(stage)) is not None]
+        if len(taken) == len(stages):
+            pace.add(member, list(stages), sum(taken))
         error = error_of(member)
         state = "to do: " + ", ".join(to_do) if to_do else "done"
         lines.append(f"{member.name:<44}{state}{f' (failed: {error})' if error else ''}")
-    lines.append(f"{len(members)} members, {left} to do")
+    lines.append(f"{len(members)} members, {len(waiting)} to do")
     if waiting:
         judged = "those done"
-        if not work:
-            job = waiting[0].job
-            work, judged = waiting[0].work(), "a few steps of the first"
-            steps = loop.count_steps(job.config.train, len(job.training_positions()))
-            rate = dry_run.measure(job).images_per_second
-            seconds = steps * job.config.train.batch / rate
-        total = duration(seconds / work * sum(member.work() for member in waiting))
-        lines.append(f"training takes about {total}, judged by {judged}; evaluation comes on top")
+        if not pace.members:
+            judged = "a few steps of the first"
+            _measure(waiting[0][0], pace)
+        steps, besides = pace.seconds(waiting)
+        lines.append(
+            f"takes about {duration(steps + besides)}, judged by {judged}: {duration(steps)} of "
+            f"training steps, {duration(besides)} of compiling and evaluation"
+        )
     return "\n".join(lines)
+
+
+def _measure(member: Member, pace: _Pace) -> None:
+    """Count a member that was not done, by compiling its step and doing a few."""
+    train = member.job.config.train
+    measured = dry_run.measure(member.job)
+    images = len(member.job.training_positions())
+    pace.steps = loop.count_steps(train, images) * train.batch / measured.images_per_second
+    pace.work = member.work()
+    pace.besides, pace.members = COMPILATIONS * measured.compile_seconds, 1

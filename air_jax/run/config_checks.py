@@ -15,10 +15,12 @@ from jax.sharding import Mesh
 
 from air_jax.configs import default
 from air_jax.data import loaders
+from air_jax.feedback import svm
 from air_jax.feedback.engine import SHOW
 from air_jax.feedback.learners import LEARNERS
 from air_jax.models.architecture import Architecture
-from air_jax.run.work_directory import flatten
+from air_jax.runtime.arguments import near_key
+from air_jax.runtime.command_line import flatten
 from air_jax.search import baselines
 from air_jax.search.distances import METRICS, PRECISIONS
 from air_jax.training import loop, optimizer, step
@@ -36,6 +38,7 @@ CHOICES = {
     "retrieval.metric": METRICS,
     "retrieval.precision": PRECISIONS,
     "feedback.show": SHOW,
+    "feedback.solver": svm.SOLVERS,
 }
 # Keys, what their values have to be, and the same in words.
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
@@ -76,7 +79,7 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
     wanted = flatten(default.get_config())
     found = {k: v for k, v in flatten(config).items() if k.partition(".")[0] != "sweep"}
     if unknown := sorted(found.keys() - wanted.keys()):
-        raise ValueError(f"{unknown[0]}: there is no such key; configs/default.py has all")
+        raise ValueError(f"{unknown[0]}: there is no such key{near_key(unknown[0], wanted)}")
     if missing := sorted(wanted.keys() - found.keys()):
         raise ValueError(f"{missing[0]} is missing; configs/default.py has all keys")
     for key, value in found.items():
@@ -126,7 +129,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
             f"{tuple(config.feedback.learners)}: set it to one of them"
         )
     if values["data.loader"] == "tfdata" and importlib.util.find_spec("tensorflow") is None:
-        raise ValueError("data.loader='tfdata' needs TensorFlow: pip install tensorflow")
+        raise ValueError("data.loader='tfdata' needs TensorFlow: pip install 'air_jax[tfds]'")
     if values["log.tensorboard"] and importlib.util.find_spec("tensorboardX") is None:
         raise ValueError(
             "log.tensorboard=True needs tensorboardX: pip install 'air_jax[tensorboard]'"

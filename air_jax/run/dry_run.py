@@ -5,18 +5,19 @@ from typing import NamedTuple
 
 import jax
 
-from air_jax.data.loaders import resident
+from air_jax.data.loaders import make_loader, resident
 from air_jax.models.architecture import configuration_name
 from air_jax.models.net import count_parameters
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import WorkDir
 from air_jax.runtime import sharding
-from air_jax.runtime.progress import duration
+from air_jax.runtime.progress import duration, say
 from air_jax.training import loop
 from air_jax.training.optimizer import make_optimizer
 from air_jax.training.step import Phase, compile_step, initial_state
 
 TIMED_STEPS = 2
+TIMED_IN_ONE_CALL = 20  # likewise, where the devices do several steps in one call
 
 
 class Measured(NamedTuple):
@@ -27,37 +28,49 @@ class Measured(NamedTuple):
         compile_seconds: of the step.
         bytes_on_device: that training takes.
         parameters: of the net.
+        steps: that were timed.
     """
 
     images_per_second: float
     compile_seconds: float
     bytes_on_device: int
     parameters: int
+    steps: int
 
 
 def measure(job: Job) -> Measured:
-    """Compile a job's train step and time it."""
+    """Compile a job's train step and time it, in calls of several steps where training has them."""
     config, mesh = job.config, job.mesh
     images = job.dataset.images[job.training_positions()]
     batch = config.train.batch
-    steps = loop.count_steps(config.train, len(images))
+    total = loop.count_steps(config.train, len(images))
+    per_call = min(loop.steps_per_call(config, images, mesh), TIMED_IN_ONE_CALL)
     net = loop.new_net(config, images.shape[1:], *loop.channel_statistics(images), mesh)
-    state = initial_state(net, make_optimizer(config.train, steps), mesh)
-    whole = Phase(0, steps, None)
-    step, compile_seconds = compile_step(config, net, state, whole, images.shape[1:], mesh)
+    state = initial_state(net, make_optimizer(config.train, total), mesh)
+    say("compiling the train step (seconds to a minute)")
+    step, compile_seconds = compile_step(
+        config, net, state, Phase(0, total, None), images.shape[1:], mesh, per_call, len(images)
+    )
     memory = step.memory_analysis()
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0
-    held += images.nbytes if resident(config.data.loader, images.nbytes, mesh) else 0
-    pixels = sharding.put(images[:batch], sharding.by_rows(mesh))
+    if per_call == 1 and resident(config.data.loader, images.nbytes, mesh):
+        held += images.nbytes  # several steps in one call have the images as an argument
     key = sharding.put(jax.random.key(0), sharding.replicated(mesh))
-    state, _ = step(state, pixels, key)
+    calls = 2 if per_call > 1 else 1 + TIMED_STEPS
+    timed = (calls - 1) * per_call
+    say(f"timing {timed} steps of {batch} images")
+    load = make_loader(
+        config.data.loader, images, batch, jax.random.key(0), mesh, steps_per_call=per_call
+    )
+    batches = load(0, calls * per_call)
+    state, _ = step(state, next(batches), key)
     jax.block_until_ready(state)
     started = time.monotonic()
-    for _ in range(TIMED_STEPS):
-        state, _ = step(state, pixels, key)
+    for several in batches:
+        state, _ = step(state, several, key)
     jax.block_until_ready(state)
-    rate = TIMED_STEPS * batch / (time.monotonic() - started)
-    return Measured(rate, compile_seconds, held, count_parameters(net.params))
+    rate = timed * batch / (time.monotonic() - started)
+    return Measured(rate, compile_seconds, held, count_parameters(net.params), timed)
 
 
 def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
@@ -91,9 +104,9 @@ def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
         f"{per_call:,} in a call, "
         f"{config.train.dtype}",
         "memory": f"{measured.bytes_on_device / 2**20:,.1f} MiB on each device in training",
-        "time": f"about {duration(steps * batch / rate)} of training, from {TIMED_STEPS} steps at "
-        f"{rate:,.0f} images/s; compiling took {measured.compile_seconds:.1f} s; evaluation comes "
-        "on top",
+        "time": f"about {duration(steps * batch / rate)} of training, from {measured.steps} steps "
+        f"at {rate:,.0f} images/s; compiling took {measured.compile_seconds:.1f} s; evaluation "
+        "comes on top",
         "stages": "; ".join(f"{s}: {why or 'done before'}" for s, why in reasons.items()),
     }
     return "\n".join(f"{label:<16}{text}" for label, text in lines.items())

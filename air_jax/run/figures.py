@@ -1,5 +1,6 @@
 """Pictures of a run: loss curve, reconstructions, retrieval sheet, mAP over rounds."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ _RELEVANT, _IRRELEVANT = "#1a9641", "#d0d0d0"
 def loss_curve(path: Path, lines: list[dict[str, float]], losses: dict[str, Any]) -> None:
     """Training loss by step, from `metrics.jsonl`, beside the held-out references."""
     figure, axes = plt.subplots(figsize=(6, 4))
-    axes.plot([m["step"] for m in lines], [m["loss"] for m in lines], lw=1.5, label="training")
+    steps, means = [m["step"] for m in lines], [m["loss"] for m in lines]
+    axes.plot(steps, means, lw=1.5, marker=marker(steps), label="training")
     for key, label, colour in (
         ("constant_loss", "mean image (held-out)", "0.5"),
         ("code_shuffled_loss", "other images' codes (held-out)", "C3"),
@@ -86,26 +88,43 @@ def retrieval_sheet(
     save(figure, path)
 
 
-def map_over_rounds(path: Path, learners: dict[str, Any]) -> None:
-    """Full and residual mAP of each learner by round, with 95 % intervals."""
-    figure, panels = plt.subplots(1, 2, figsize=(9, 4), sharey=True)
-    for axes, key, title in (
-        (panels[0], "map", "full: the whole database"),
-        (panels[1], "residual_map", "residual: without the marked images"),
-    ):
-        for place, (learner, entry) in enumerate(learners.items()):
-            points = [r for r in entry["rounds"] if r[key] is not None]
-            x, y = [r["round"] for r in points], np.array([r[key] for r in points])
-            spread = np.abs(np.array([r[f"{key}_ci95"] for r in points]).T - y)
-            apart = 0.04 * (place - (len(learners) - 1) / 2)  # so that intervals can be told apart
-            axes.errorbar(
-                np.add(x, apart), y, yerr=spread, marker="o", ms=4, lw=1.5, capsize=2, label=learner
-            )
-        axes.set(title=title, xlabel="round of feedback", xticks=x)
+def map_over_rounds(
+    path: Path, learners: dict[str, Any], gains: dict[str, list[dict[str, Any]]]
+) -> None:
+    """mAP of each learner by round, and what it gains on images without a mark.
+
+    Args:
+        path: of the PNG.
+        learners: `feedback` of `results.json`.
+        gains: by learner and round {"mean", "ci95"} of the residual AP minus the first retrieval's
+            on the same images, query by query; None where no query has such images.
+    """
+    figure, (full, residual) = plt.subplots(1, 2, figsize=(10, 4))
+    for place, (learner, entry) in enumerate(learners.items()):
+        look: dict[str, Any] = {"color": f"C{place}", "marker": "o", "ms": 4, "lw": 1.5}
+        maps = [r["map"] for r in entry["rounds"]]
+        full.plot(range(len(maps)), maps, label=learner, **look)
+        points = [(n, gain) for n, gain in enumerate(gains[learner]) if gain["mean"] is not None]
+        x = [number for number, _ in points]
+        residual.plot(x, [gain["mean"] for _, gain in points], **look)
+        low, high = np.array([gain["ci95"] for _, gain in points]).reshape(-1, 2).T
+        residual.fill_between(x, low, high, color=look["color"], alpha=0.15, lw=0)
+    full.set(title="the whole database", ylabel="full mAP")
+    residual.set(
+        title="images without a mark, with 95 % intervals",
+        ylabel="residual mAP minus the first retrieval's",
+    )
+    for axes in (full, residual):
+        axes.set(xlabel="round of feedback", xticks=range(len(maps)))
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("mAP")
-    panels[0].legend(fontsize=8)
+    full.legend(fontsize=8)
+    figure.tight_layout()
     save(figure, path)
+
+
+def marker(x: Sequence[float]) -> str | None:
+    """Of a line: a single point has no length to be seen by."""
+    return "o" if len(x) == 1 else None
 
 
 def _show(axes: plt.Axes, image: np.ndarray, frame: str | None = None) -> None:

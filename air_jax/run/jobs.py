@@ -7,7 +7,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from air_jax.data import datasets, splits
-from air_jax.feedback import simulated_user
 from air_jax.run import config_checks
 from air_jax.runtime import sharding
 
@@ -46,14 +45,6 @@ class Job:
 
     def query_labels(self) -> np.ndarray:
         return self.dataset.labels[self.queries]
-
-    def shown_queries(self) -> np.ndarray:
-        """Positions among the queries of those in the figures: some of those with feedback."""
-        labels = self.query_labels()
-        config = self.config.feedback
-        chosen = simulated_user.choose_queries(labels, config.queries, config.seed)
-        few = simulated_user.choose_queries(labels[chosen], self.config.report.queries, config.seed)
-        return chosen[few]
 
 
 def prepare(config: ml_collections.ConfigDict) -> Job:

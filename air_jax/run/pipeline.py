@@ -22,12 +22,14 @@ from air_jax.runtime.atomic_files import read_npz
 from air_jax.runtime.checksums import hash_of
 from air_jax.runtime.progress import say
 from air_jax.search import baselines, device_codes, distances, full_ranking, metrics
+from air_jax.search.codes import count_different
 from air_jax.search.device_codes import DeviceCodes
 from air_jax.training import loop
 from air_jax.training.checkpoints import CHECKPOINTS
 from air_jax.training.loop import MODEL_FILE
 
 SIMULATED_BY = ("rounds", "marks_per_round", "queries", "seed", "show")  # of `config.feedback`
+ENOUGH_DIFFERENT = 0.9  # of the codes; if fewer differ, a warning says so
 RECONSTRUCTED = 10  # queries whose reconstructions are kept for the report
 
 
@@ -41,9 +43,10 @@ def do_stage(stage: str, job: Job, workdir: WorkDir) -> None:
         say(f"{stage}: done before")
         return
     say(f"{stage}: {reason}" if reason != "not done yet" else f"{stage}:")
+    started = time.monotonic()
     result, left = _STAGES[stage](job, workdir)
     if distributed.is_first():
-        workdir.finish(stage, result, left)
+        workdir.finish(stage, result, left, time.monotonic() - started)
     distributed.barrier()
 
 
@@ -52,8 +55,8 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     images = job.dataset.images[job.training_positions()]
     trained = loop.train(config, images, job.mesh, workdir.path)
 
-    say("train: losses on held-out queries, of the net, the mean image and PCA")
     held_out = job.query_images()
+    say(f"train: loss on {len(held_out):,} held-out images")
     losses = encode.held_out_losses(trained.net, held_out, job.mesh, config.encode.batch)
     std = np.asarray(trained.net.std)
 
@@ -66,6 +69,7 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         image=shown,
         reconstruction=np.clip(np.round(pixels), 0, 255).astype(np.uint8),
     )
+    say(f"train: loss of the mean image, and of PCA to {config.model.code_dim} dimensions")
     result = {
         "epochs": config.train.epochs,
         "steps": trained.steps,
@@ -141,7 +145,14 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     kept = min(simulated_user.TOP, size)
     _, top = device_codes.search(prepared, compared[1], kept, precision=precision)
     per_query = {"ap": metrics.average_precision(ranks, size)}
+    different = count_different(codes["database"])
+    if different < ENOUGH_DIFFERENT * size:
+        say(
+            f"retrieve: WARNING: the {size:,} images of the database have only {different:,} "
+            "different codes: images of one code are ranked at random; the net may be dead"
+        )
     result: dict[str, Any] = {
+        "different_codes": different,
         "map": metrics.mean(per_query["ap"]),
         "map_ci95": metrics.bootstrap_interval(per_query["ap"], labels),
         "precision_at_10": float(metrics.precision_at(ranks, 10).mean()),
@@ -197,7 +208,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     # A file for each learner: an interrupted stage goes on with the next.
     names = {learner: f"{FEEDBACK_FOLDER}/{learner}.npz" for learner in config.learners}
     made_from = {
-        learner: hash_of([encoded, learners.parameters(learner), [*settings, metric]])
+        learner: hash_of([encoded, learners.made_from(learner, config.solver), [*settings, metric]])
         for learner in names
     }
     kept = {
@@ -206,6 +217,11 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         if (found := _load_simulation(workdir, name, made_from[learner]))
     }
     waiting = distributed.from_first(lambda: [learner for learner in names if learner not in kept])
+    if others := _learners_on_disk(workdir) - names.keys():
+        say(
+            f"feedback: {', '.join(sorted(others))}: not in feedback.learners, so not in the "
+            f"report; what was found is kept in {workdir / FEEDBACK_FOLDER}"
+        )
     result = {}
     for learner, name in names.items():
         if learner in waiting:
@@ -219,6 +235,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
                 marks_per_round=config.marks_per_round,
                 seed=config.seed,
                 show=config.show,
+                solver=config.solver,
             )
             workdir.write_npz(
                 name,
@@ -227,12 +244,16 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
                 **kept[learner]._asdict(),
             )
         result[learner] = {
-            "params": learners.parameters(learner),
+            "params": learners.parameters(learner, config.solver),
             "marks_per_round": config.marks_per_round,
             "queries": len(chosen),
             "rounds": simulated_user.summarise(kept[learner], labels),
         }
     return result, [*names.values()]
+
+
+def _learners_on_disk(workdir: WorkDir) -> set[str]:
+    return {path.stem for path in (workdir / FEEDBACK_FOLDER).glob("*.npz")}
 
 
 def _load_simulation(

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from air_jax.feedback import simulated_user
 from air_jax.models.architecture import configuration_name
 from air_jax.run import figures
 from air_jax.run.jobs import Job
@@ -30,6 +31,7 @@ from air_jax.run.work_directory import (
 )
 from air_jax.runtime import distributed
 from air_jax.runtime.atomic_files import read_npz, write_json, write_npz
+from air_jax.search import metrics
 from air_jax.training.training_log import METRICS_FILE, read_metrics
 
 SCHEMA_VERSION = 1
@@ -144,23 +146,39 @@ def _drawings(
         )
     learners = found["feedback"] or {}
     if learners:
-        drawings["map_over_rounds"] = partial(figures.map_over_rounds, learners=learners)
+        drawings["map_over_rounds"] = partial(
+            figures.map_over_rounds,
+            learners=learners,
+            gains={learner: _gains(job, workdir, learner) for learner in learners},
+        )
     if found["retrieve"]:
         drawings["retrieval"] = partial(_draw_sheet, job=job, workdir=workdir, learners=learners)
     return drawings
 
 
+def _gains(job: Job, workdir: WorkDir, learner: str) -> list[dict[str, Any]]:
+    """By round: residual AP minus the first retrieval's on the same images, with its interval."""
+    played = read_npz(workdir / FEEDBACK_FOLDER / f"{learner}.npz")
+    labels = job.query_labels()[played["query"]]
+    differences = (played["residual_ap"] - played["baseline_residual_ap"]).T
+    return [
+        {"mean": metrics.mean(of_round), "ci95": metrics.bootstrap_interval(of_round, labels)}
+        for of_round in differences
+    ]
+
+
 def _draw_sheet(path: Path, job: Job, workdir: WorkDir, learners: dict[str, Any]) -> None:
     """Of the learner asked for; without its feedback only the first retrieval."""
-    shown = job.shown_queries()
-    learner = job.config.report.learner
+    learner, count = job.config.report.learner, job.config.report.queries
     if learner in learners:
-        simulation = read_npz(workdir / FEEDBACK_FOLDER / f"{learner}.npz")
-        top = simulation["top"][np.searchsorted(simulation["query"], shown)]
-        title = f"First images before and after feedback ({learner}); relevant ones framed"
+        played = read_npz(workdir / FEEDBACK_FOLDER / f"{learner}.npz")
+        places = _shown(job, played, count)
+        shown, top = played["query"][places], played["top"][places]
+        title = f"First images before and after feedback ({learner}) of queries where they change"
     else:
+        shown = simulated_user.choose_queries(job.query_labels(), count, job.config.feedback.seed)
         top = read_npz(workdir / RETRIEVAL_FILE)["top"][shown][:, None]
-        title = "First images by Euclidean distance; relevant ones framed"
+        title = "First images by Euclidean distance"
     labels = job.dataset.labels
     queries = job.queries[shown]
     positions = job.database[top]
@@ -173,8 +191,27 @@ def _draw_sheet(path: Path, job: Job, workdir: WorkDir, learners: dict[str, Any]
             [labels[row] == labels[query] for row in rounds]
             for query, rounds in zip(queries, positions, strict=True)
         ],
-        title,
+        f"{title}; relevant ones framed",
     )
+
+
+def _shown(job: Job, played: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """Places among the queries with feedback: random ones whose first images change in relevance.
+
+    As many of each class as can be; others where too few change.
+    """
+    labels = job.query_labels()[played["query"]]
+    relevant = job.dataset.labels[job.database[played["top"]]] == labels[:, None, None]
+    before, after = (relevant[:, number].sum(axis=1) for number in (0, -1))
+    changes = np.flatnonzero(before != after)
+    others = np.setdiff1d(np.arange(len(labels)), changes)
+    seed = job.config.feedback.seed
+    chosen = changes[simulated_user.choose_queries(labels[changes], count, seed)]
+    if len(chosen) < min(count, len(labels)):
+        rest = count - len(chosen)
+        more = others[simulated_user.choose_queries(labels[others], rest, seed)]
+        chosen = np.concatenate([chosen, more])
+    return np.sort(chosen)
 
 
 def environment() -> dict[str, Any]:

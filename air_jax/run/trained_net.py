@@ -10,6 +10,7 @@ from air_jax.models import net_file
 from air_jax.models.net_file import KeptNet
 from air_jax.run.work_directory import CONFIG_FILE
 from air_jax.runtime.checksums import read_checked_json
+from air_jax.runtime.command_line import flatten
 from air_jax.training import loop
 from air_jax.training.checkpoints import CHECKPOINTS, newest_step
 from air_jax.training.loop import MODEL_FILE
@@ -37,6 +38,10 @@ def of_run(workdir: Path, mesh: Mesh) -> KeptNet:
         raise ValueError(f"{workdir}: {CONFIG_FILE} or {MODEL_FILE} lacks {error}") from error
     flat = {key: value for key, value in kept.items() if key.startswith(SECTIONS)}
     config = default.get_config()
+    if unknown := sorted(flat.keys() - flatten(config).keys()):
+        raise ValueError(
+            f"{workdir / CONFIG_FILE}: {unknown[0]}: this version of air_jax has no such key"
+        )
     config.update_from_flattened_dict(flat)
     step = newest_step(workdir / CHECKPOINTS)
     about = {

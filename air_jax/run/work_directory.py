@@ -1,8 +1,10 @@
 """What a work directory holds, and whether it still is what the config says.
 
-Each finished stage leaves a record `stages/<stage>.json`: a fingerprint of the config keys and the
-earlier records that the stage was made from, the checksums of its files, and its result. The run
-does a stage again when the fingerprint or a checksum no longer agrees.
+Each finished stage leaves a record `stages/<stage>.json`: the config keys, the code and (as a
+fingerprint) the data and the earlier records that the stage was made from, the checksums of its
+files, and its result. The run does a stage again when one of these no longer agrees. A key that an
+older record does not have means its default, and code that a record does not tell of is taken for
+today's.
 """
 
 import contextlib
@@ -14,15 +16,18 @@ from typing import Any
 
 import ml_collections
 
+from air_jax.configs import default
 from air_jax.runtime import distributed
 from air_jax.runtime.atomic_files import locked, write_json, write_npz
 from air_jax.runtime.checksums import (
     difference,
     hash_of,
+    hash_of_code,
     read_checked_json,
     sha256_of,
     write_checked_json,
 )
+from air_jax.runtime.command_line import flatten
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
@@ -56,17 +61,6 @@ _READS = {
 _WITHOUT_EFFECT = ("data.dir", "data.loader", "train.steps_per_call", "train.remat")
 
 
-def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Dotted names -> values that JSON keeps: `{"train.batch": 160, ...}`."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
-            flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
-        else:
-            flat[key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
 def all_needs(stage: str) -> tuple[str, ...]:
     """The stages that a stage cannot do without; the report takes the stages that are done."""
     if stage == "report":
@@ -86,6 +80,20 @@ def stage_keys(config: ml_collections.ConfigDict, stage: str) -> dict[str, Any]:
         for key, value in flatten(config).items()
         if {key, key.split(".")[0]} & {*_SECTIONS[stage]} and key not in _WITHOUT_EFFECT
     }
+
+
+def stage_code(config: ml_collections.ConfigDict, stage: str) -> dict[str, dict[str, Any]]:
+    """What the functions that a stage takes by name are fixed to, with hashes of their code."""
+    # Here: commands read their flags, and this module, before JAX is imported.
+    from air_jax.feedback import learners
+    from air_jax.search import baselines
+
+    if stage == "feedback":
+        return {name: learners.made_from(name) for name in config.feedback.learners}
+    if stage == "retrieve":
+        names = [n for n in baselines.WITHOUT_NET if n in config.retrieval.baselines]
+        return {name: {"code": hash_of_code(baselines.codes)} for name in names}
+    return {}
 
 
 class WorkDir:
@@ -133,7 +141,7 @@ class WorkDir:
                 f"{self / CONFIG_FILE} does not tell what the run is of ({error}). Give another "
                 "--workdir, or --overwrite to start anew (the old one is kept aside)."
             ) from error
-        if changed := _changes(before, self._training()):
+        if changed := _changes(_with_defaults(before, "train"), self._training()):
             raise ValueError(
                 f"--workdir={self.path} holds a run of another training:\n  "
                 + "\n  ".join(changed)
@@ -185,21 +193,29 @@ class WorkDir:
         record = self._record(stage)
         if record is None:
             return "not done yet"
-        if record["fingerprint"] != self.fingerprint(stage):
-            changed = _changes(record["config"], stage_keys(self.config, stage))
-            return "; ".join(changed) or "made from an earlier state of the stages before it"
+        changed = _changes(_with_defaults(record["config"], stage), stage_keys(self.config, stage))
+        changed += _changes_of_code(record, stage_code(self.config, stage))
+        if changed:
+            return "; ".join(changed)
+        if record["fingerprint"] != self._fingerprint(stage, record["config"]):
+            return "made from an earlier state of the stages before it"
         return difference(self.path, record["files"])
 
-    def finish(self, stage: str, result: dict[str, Any], files: list[str]) -> None:
-        """Record that a stage is done, what it found, and the files or folders it left."""
+    def finish(
+        self, stage: str, result: dict[str, Any], files: list[str], seconds: float = 0.0
+    ) -> None:
+        """Record that a stage is done, what it found, what it left, and how long it took in all."""
         checksums = {name: sha256_of(self / name) for name in files}
+        keys = stage_keys(self.config, stage)
         write_json(
             self._record_path(stage),
             {
-                "fingerprint": self.fingerprint(stage),
-                "config": stage_keys(self.config, stage),
+                "fingerprint": self._fingerprint(stage, keys),
+                "config": keys,
+                "code": stage_code(self.config, stage),
                 "files": checksums,
                 "result": result,
+                "seconds": seconds,
                 "checksum": hash_of([checksums, result]),
             },
         )
@@ -210,6 +226,11 @@ class WorkDir:
             return None
         record = self._record(stage)
         return record["result"] if record else None
+
+    def seconds(self, stage: str) -> float | None:
+        """How long a finished stage took; None where that is not written down."""
+        record = None if self.why_redo(stage) else self._record(stage)
+        return record.get("seconds") if record else None
 
     def _training(self) -> dict[str, Any]:
         return stage_keys(self.config, "train") | {"data (SHA-256)": self.data_fingerprint}
@@ -226,20 +247,41 @@ class WorkDir:
             return None
         return record if whole else None
 
-    def fingerprint(self, stage: str) -> str:
+    def _fingerprint(self, stage: str, keys: dict[str, Any]) -> str:
         """A hash of what a stage is made from: data, config keys, records of earlier stages."""
         made_from = [self.state(earlier) for earlier in _READS[stage]]
-        return hash_of([self.data_fingerprint, stage_keys(self.config, stage), made_from])
+        return hash_of([self.data_fingerprint, keys, made_from])
 
     def state(self, stage: str) -> str | None:
         """A hash of a stage's record; None if the stage is not done, or no longer current."""
         return None if self.why_redo(stage) else hash_of(self._record(stage))
 
 
+def _with_defaults(keys: dict[str, Any], stage: str) -> dict[str, Any]:
+    """A stage's keys as a run wrote them down; those that it did not have yet by their defaults."""
+    return stage_keys(default.get_config(), stage) | keys
+
+
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The keys whose values differ, with both values, in words."""
-    return [
-        f"{key} was {before.get(key)!r}, now {now.get(key)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    changed = []
+    for key in sorted(before.keys() | now.keys()):
+        if key not in now:
+            changed.append(f"{key} was {before[key]!r}, and there is no such key any more")
+        elif before.get(key) != now[key]:
+            changed.append(f"{key} was {before.get(key)!r}, now {now[key]!r}")
+    return changed
+
+
+def _changes_of_code(record: dict[str, Any], now: dict[str, dict[str, Any]]) -> list[str]:
+    """The constants, and the code, that are not as a stage's record says, in words."""
+    before = record.get("code")
+    if before is None:  # an older record tells of the learners' constants only
+        before = {name: record["result"].get(name, {}).get("params", {}) for name in now}
+    changed = []
+    for name, current in now.items():
+        for key, value in before.get(name, {}).items():
+            if value != current.get(key):
+                what = f"{key} was {value!r}, now {current.get(key)!r}"
+                changed.append(f"{name}: {what if key != 'code' else 'its code changed'}")
+    return changed

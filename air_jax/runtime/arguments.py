@@ -1,9 +1,12 @@
 """The command line of each command: its flags, `--help`, and errors in one line.
 
-Processes that decode images import this module, so it imports no JAX.
+Processes that decode images import this module, and a wrong flag is told at once: so it imports no
+JAX.
 """
 
 import argparse
+import difflib
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from absl import logging
@@ -57,9 +60,41 @@ class Arguments(argparse.ArgumentParser):
         del told.verbosity
         return told, others
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """What was given; exits if the parser does not know all of it."""
+        told, others = self.parse_known_args(args, namespace)
+        if others:
+            self.refuse(others[0])
+        return told
+
+    def refuse(self, argument: str) -> NoReturn:
+        """Say that there is no such argument, and which flags are near; exit."""
+        flag = argument.partition("=")[0]
+        if not flag.startswith("-"):
+            self.error(f"unexpected argument {argument!r}; flags begin with --")
+        flags = [known for known in self._option_string_actions if known.startswith("--")]
+        self.error(f"{flag}: there is no such flag{near(flag, flags) or '; --help shows all'}")
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and exit."""
         self.exit(FAILED, f"error: {message}\n")
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """What of the known words was probably meant, as the end of a message; "" if nothing is."""
+    found = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def near_key(key: str, known: Iterable[str]) -> str:
+    """As `near`, of a config's dotted keys: those of nearly this name, or all of the section."""
+    section, _, name = key.rpartition(".")
+    parts = {one: one.rpartition(".") for one in known}
+    close = difflib.get_close_matches(name, [own for _, _, own in parts.values()])
+    if meant := [one for one, (_, _, own) in parts.items() if own in close]:
+        return f"; did you mean {' or '.join(meant)}?"
+    beside = [one for one, (of, _, _) in parts.items() if of == section]
+    return f"; known are {', '.join(beside or parts)}"
 
 
 def names(text: str) -> list[str]:

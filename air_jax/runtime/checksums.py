@@ -1,14 +1,18 @@
-"""SHA-256 checksums: of values, of files and folders, and files that carry their own.
+"""SHA-256 checksums: of values, of code, of files and folders, and files that carry their own.
 
 A process reads a file for its checksum once, as long as the file's size, time and inode stay the
 same.
 """
 
+import ast
 import functools
 import hashlib
+import inspect
 import json
 import os
-from collections.abc import Iterable
+import sys
+import textwrap
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,69 @@ CHECKSUMS_FILE = "checksums.json"
 def hash_of(value: Any) -> str:
     """SHA-256 of anything that JSON can hold, as 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def hash_of_code(function: Callable[..., Any]) -> str:
+    """SHA-256 of the code of a function, and of all that it uses of its own package.
+
+    These are functions, classes and constants of modules, and what they use in turn. Comments,
+    docstrings and formatting do not count, nor do the keywords of a `partial`.
+    """
+    found: dict[str, str] = {}
+    if isinstance(function, functools.partial):
+        found["arguments"] = repr(function.args)
+        function = function.func
+    _add_code(function, found)
+    return hash_of(found)
+
+
+def _add_code(used: Any, found: dict[str, str]) -> None:
+    """Add the source of a function or class, and of what it uses of its package, by name."""
+    used = inspect.unwrap(used)
+    if not (inspect.isfunction(used) or inspect.isclass(used)):
+        used = type(used)
+    called = f"{used.__module__}.{used.__qualname__}"
+    if called in found:
+        return
+    tree = _parse(used)
+    found[called] = ast.unparse(tree)
+    names = dict(vars(sys.modules[used.__module__]))
+    if inspect.isfunction(used):
+        names |= inspect.getclosurevars(used).nonlocals
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(name):
+                owner, value = used.__module__, names.get(name)
+            case ast.Attribute(ast.Name(module), name) if inspect.ismodule(names.get(module)):
+                owner, value = names[module].__name__, getattr(names[module], name, None)
+            case _:
+                continue
+        if isinstance(value, bool | int | float | str | tuple):
+            found[f"{owner}.{name}"] = repr(value)
+        elif _package(getattr(value, "__module__", None)) == _package(used.__module__):
+            _add_code(value, found)
+
+
+def _package(module: Any) -> str:
+    return str(module).partition(".")[0]
+
+
+@functools.cache
+def _parse(used: Any) -> ast.Module:
+    """The source of a function or class, without docstrings and the types of arguments."""
+    source = inspect.getsource(used)
+    try:
+        tree = ast.parse(textwrap.dedent(source))
+    except SyntaxError:  # a lambda's is a piece of a line
+        return ast.parse(repr(source))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
+        if isinstance(node, ast.arg):
+            node.annotation = None
+    return tree
 
 
 def sha256_of(path: Path) -> str:

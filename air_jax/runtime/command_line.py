@@ -8,15 +8,14 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import jax
 import ml_collections
-from absl import flags, logging
-from ml_collections import config_flags
+from absl import logging
 
 import air_jax.configs
 from air_jax.runtime import distributed, signals
-from air_jax.runtime.arguments import FAILED, Arguments
+from air_jax.runtime.arguments import FAILED, Arguments, near_key
 from air_jax.runtime.progress import say
 
 STOPPED = distributed.LOST
@@ -42,20 +41,32 @@ def arguments_of_run(module: str, about: str | None) -> Arguments:
     return parser
 
 
-def start(
+def read(
     parser: Arguments, arguments: list[str] | None
 ) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
-    """What the command line says, and its config; exits if something in it is wrong.
-
-    By `--coordinator`, `--processes` and `--process`, or by what a scheduler says, this is then
-    one of several processes of a run; see `distributed`.
-    """
+    """What the command line says, and its config; exits if something in it is wrong."""
     told, overrides = parser.parse_known_args(arguments)
     if told.config is None:
         parser.error("--config=FILE is missing; --config=quickstart needs no data")
+    for argument in overrides:
+        if argument.startswith("-") and _key(argument) is None:
+            parser.refuse(argument)
     try:
         told.config = find_config(told.config)
-        config = read_config(told.config, overrides)
+        return told, read_config(told.config, overrides)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def start(
+    parser: Arguments, arguments: list[str] | None
+) -> tuple[argparse.Namespace, ml_collections.ConfigDict]:
+    """As `read`; then this is one of several processes of a run, if it is said to be.
+
+    `--coordinator`, `--processes` and `--process` say so, or a scheduler; see `distributed`.
+    """
+    told, config = read(parser, arguments)
+    try:
         distributed.start(distributed.find_place(told.coordinator, told.processes, told.process))
     except ValueError as error:
         parser.error(str(error))
@@ -71,6 +82,35 @@ def read_config(file: str, overrides: list[str]) -> ml_collections.ConfigDict:
     Raises:
         ValueError: the file cannot be loaded, or a flag is wrong; with the file's name.
     """
+    known = list(flatten(_load_config(file, [])))
+    for argument in (one for one in overrides if one.startswith("-")):
+        key = str(_key(argument))
+        if not any(one == key or one.startswith(f"{key}.") for one in known):
+            raise ValueError(f"--config.{key}: there is no such key{near_key(key, known)}")
+    return _load_config(file, overrides)
+
+
+def _key(argument: str) -> str | None:
+    """The key of a flag --config.KEY=VALUE, without the [place] in a tuple; None of other flags."""
+    name = argument.lstrip("-").partition("=")[0].removeprefix("no")
+    return name.removeprefix("config.").partition("[")[0] if name.startswith("config.") else None
+
+
+def flatten(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Dotted names -> values that JSON keeps: `{"train.batch": 160, ...}`."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ml_collections.ConfigDict):
+            flat |= {f"{key}.{inner}": v for inner, v in flatten(value).items()}
+        else:
+            flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _load_config(file: str, overrides: list[str]) -> ml_collections.ConfigDict:
+    from absl import flags
+    from ml_collections import config_flags
+
     told = flags.FlagValues()
     argv = ["", f"--config={file}", *overrides]
     holder = config_flags.DEFINE_config_file("config", flag_values=told, sys_argv=argv)
@@ -114,8 +154,12 @@ def guard(work: Callable[[], None], path: Path) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         status = FAILED
-    except jax.errors.JaxRuntimeError as error:
-        if distributed.processes() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+    except Exception as error:
+        if distributed.processes() == 1:
+            raise
+        import jax  # here: commands read their flags before
+
+        if not isinstance(error, jax.errors.JaxRuntimeError) or "RESOURCE_EXHAUSTED" in str(error):
             raise
         # The devices of one process notice so that another process is gone.
         short = str(error).partition("\n")[0]

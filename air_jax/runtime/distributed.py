@@ -13,6 +13,7 @@ it without effect in every stage but training.
 
 import ctypes
 import faulthandler
+import importlib.util
 import itertools
 import json
 import os
@@ -22,9 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as lost
 SECONDS_FOR_OTHERS = 2.0
@@ -113,6 +112,8 @@ def _number(environment: Mapping[str, str], name: str) -> int | None:
 
 def _tpu_hosts() -> int:
     """Number of hosts of this host's Cloud TPU slice; 1 elsewhere."""
+    if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
+        return 1
     # JAX has no public name for its own detection, which asks the metadata server.
     from jax._src.clusters import cloud_tpu_cluster
 
@@ -136,6 +137,8 @@ def start(place: Place) -> None:
     if place.processes == 1:
         return
     _supervise()
+    import jax  # here and below: commands read their flags before JAX is imported
+
     try:
         jax.distributed.initialize(
             place.coordinator,
@@ -215,6 +218,8 @@ def tell(key: str, value: str) -> None:
 
 def hear(key: str, seconds: float | None = None) -> str | None:
     """The value that a process told under a key; None if no process did within the time."""
+    import jax
+
     patience = _PATIENCE_MS if seconds is None else int(1000 * seconds)
     try:
         return _client().blocking_key_value_get(f"air_jax/{key}", patience)
@@ -269,6 +274,8 @@ def gather(rows: np.ndarray, count: int) -> np.ndarray:
     """
     if _place.processes == 1:
         return rows
+    from jax.experimental import multihost_utils
+
     own = share(count)
     rows = rows[: own.stop - own.start]
     width = rows.dtype.itemsize * int(np.prod(rows.shape[1:]))

@@ -70,8 +70,10 @@ def pixel_codes(images: np.ndarray) -> np.ndarray:
 def fit_pca(codes: np.ndarray, components: int) -> PCA:
     """PCA of codes [N, D], the best linear autoencoder; to fewer components where there are."""
     samples, features = codes.shape
-    solver = "covariance_eigh" if samples > features else "full"
-    return PCA(min(components, samples, features), svd_solver=solver).fit(codes)
+    # Of few images with many pixels the exact solver takes several times as long as "auto".
+    solver = "covariance_eigh" if samples > features else "auto"
+    components = min(components, samples, features)
+    return PCA(components, svd_solver=solver, random_state=0).fit(codes)
 
 
 def constant_loss(training: np.ndarray, held_out: np.ndarray, std: np.ndarray) -> float:

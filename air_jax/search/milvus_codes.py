@@ -10,13 +10,12 @@ import jax
 import numpy as np
 
 from air_jax.search import scorers
-from air_jax.search.codes import Top, checked_without, deviation_of
+from air_jax.search.codes import Top, Unrankable, checked_without, deviation_of
 from air_jax.search.milvus_collection import MOST, Collection
 from air_jax.search.scorers import Linear, Near, Scorer
 
 MARGIN = 128  # codes looked for beyond those asked for
 WIDER = 4  # times as many, where that was not enough
-ROWS = 512  # numbers of codes that are scored are rounded up to
 ROUNDING = 2.0**-24  # of float32
 
 
@@ -34,6 +33,7 @@ class MilvusCodes:
         self, collection: Collection, ids: np.ndarray, mean: np.ndarray, covariance: np.ndarray
     ):
         self.collection, self.ids, self.mean, self.covariance = collection, ids, mean, covariance
+        self.unit = 1.0
         self.dimension = collection.dimension
         self.deviation = deviation_of(covariance)
         self._order = np.argsort(ids)
@@ -54,12 +54,13 @@ class MilvusCodes:
         """See `codes.Codes`; `certain` is false if the collection's index is not exact.
 
         Raises:
-            ValueError: k is out of range, or more than Milvus finds at once; the scorer or `show`
-                is none that Milvus ranks by; the collection no longer holds the codes.
+            ValueError: k is out of range, or the collection no longer holds the codes.
+            Unrankable: k is more than Milvus finds at once; the scorer or `show` is none that
+                Milvus ranks by.
         """
         without = checked_without(k, len(self), without)
         if k > MOST:
-            raise ValueError(f"k={k}: expected from 1 to {MOST}, which is the most Milvus finds")
+            raise Unrankable(f"k={k}: expected from 1 to {MOST}, which is the most Milvus finds")
         asked = self._asked(scorer, show)
         without = np.broadcast_to(without, (len(asked), without.shape[1]))
         rankings = [
@@ -80,7 +81,7 @@ class MilvusCodes:
             case Linear(weights, _) if show != "uncertain":
                 own, length = weights / self.deviation, 0.0
             case _:
-                raise ValueError(
+                raise Unrankable(
                     "Milvus ranks codes exactly by distances and by hyperplanes, best first, not "
                     "by kernel machines and not by what is least certain: use one of the learners "
                     "discriminant, svc_linear, means, rocchio with show=best, or make the index "
@@ -103,9 +104,10 @@ class MilvusCodes:
             ids, codes = self.collection.search(asked, count, hidden)
             if len(ids) < k:
                 raise ValueError("codes have left the store since it was opened: open it again")
-            positions, scores = self._positions(ids), self._scores(scorer, codes, show)
-            order = np.lexsort((positions, -scores))
             exact = codes.astype(np.float64)
+            scored = scorers.exact_scores(scorer, 0, exact - self.mean, self.deviation)
+            positions, scores = self._positions(ids), scorers.SHOW[show](scored)
+            order = np.lexsort((positions, -scores))
             products = np.sort(exact @ asked[:-1] + np.square(exact).sum(axis=1) * asked[-1])
             # No other code can belong among the first k.
             certain = len(ids) < count or bool(
@@ -113,7 +115,8 @@ class MilvusCodes:
             )
             if certain or count == MOST:
                 first = order[:k]
-                return positions[first], scores[first], certain and self.collection.is_exact
+                found = scores[first].astype(np.float32)
+                return positions[first], found, certain and self.collection.is_exact
             count = min(WIDER * count, MOST)
 
     def _positions(self, ids: np.ndarray) -> np.ndarray:
@@ -121,10 +124,3 @@ class MilvusCodes:
         if not np.array_equal(self._sorted[places], ids):
             raise ValueError("the store holds codes that are not of this index")
         return self._order[places]
-
-    def _scores(self, scorer: Scorer, codes: np.ndarray, show: str) -> np.ndarray:
-        """Scores [n] float32 of codes [n, D] by one ranking."""
-        # Every number of codes would be compiled for.
-        padded = np.pad(codes - self.mean, ((0, -len(codes) % ROWS), (0, 0)))
-        scores = scorers.SHOW[show](scorers.of_codes(scorer, padded, self.deviation))
-        return np.asarray(scores)[0, : len(codes)]

@@ -1,9 +1,14 @@
 """The HTTP interface of an index: JSON in and out, described by `/api/openapi.json`.
 
-The page uses nothing else. Errors are `{"error": text}` with a status of 4xx. Here are the
-application, the index, its images, and uploads; `session_api` has the sessions.
+The page uses nothing else. Errors are `{"error": text}`: with a status of 4xx for what is asked
+wrongly, 503 for what may succeed later, and 500 with a number, which stands in the log beside the
+traceback, for a fault of this program. Here are the application, the index, its images, and
+uploads; `session_api` has the sessions.
 """
 
+import hashlib
+import secrets
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,11 +23,15 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 import air_jax
 from air_jax.feedback.engine import DEFAULT_LEARNER, LEARNER_NAMES, SHOW
 from air_jax.index import decoding
+from air_jax.index.catalogue import Unavailable
+from air_jax.runtime.progress import say
+from air_jax.search.codes import Unrankable
 from air_jax.serve import session_api
 from air_jax.serve.rounds import MOST_SHOWN
 from air_jax.serve.service import Opened, Service, item
 from air_jax.serve.session_api import Id
-from air_jax.serve.session_store import Upload
+from air_jax.serve.session_store import Missing, Upload
+from air_jax.serve.sessions import Conflict, Refused
 
 PAGE = Path(__file__).parent / "page"
 UPLOADS = "/api/uploads"
@@ -46,6 +55,8 @@ def make_app(opened: Callable[[], Service]) -> FastAPI:
         openapi_url="/api/openapi.json",
         docs_url=None,  # their page loads scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,  # to an absolute address, which a proxy may show below a path
+        servers=[{"url": ".."}],
     )
     app.state.opened = opened
     _add_errors(app)
@@ -57,7 +68,17 @@ def make_app(opened: Callable[[], Service]) -> FastAPI:
 
 def _add_errors(app: FastAPI) -> None:
     def answer(status: int, text: str) -> JSONResponse:
-        return JSONResponse({"error": text}, status)
+        # A name in a request may hold what UTF-8 cannot.
+        return JSONResponse({"error": text.encode("utf-8", "replace").decode()}, status)
+
+    def says(kind: type[Exception], status: int) -> None:
+        app.add_exception_handler(kind, lambda _, error: answer(status, str(error)))
+
+    says(Conflict, 409)
+    says(Refused, 400)
+    says(Unrankable, 400)
+    says(Unavailable, 503)
+    says(ConnectionError, 503)
 
     @app.exception_handler(StarletteHTTPException)
     def refused(_: Request, error: StarletteHTTPException) -> JSONResponse:
@@ -69,17 +90,17 @@ def _add_errors(app: FastAPI) -> None:
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         return answer(422, f"{where}: {first['msg']}" if where else first["msg"])
 
-    @app.exception_handler(KeyError)
-    def missing(_: Request, error: KeyError) -> JSONResponse:
-        return answer(404, f"there is no session or upload {str(error.args[0])[:100]!r}")
+    @app.exception_handler(Missing)
+    def missing(_: Request, error: Missing) -> JSONResponse:
+        return answer(404, f"there is no session or upload {str(error)[:100]!r}")
 
-    @app.exception_handler(ValueError)
-    def wrong(_: Request, error: ValueError) -> JSONResponse:
-        return answer(400, str(error))
-
-    @app.exception_handler(ConnectionError)
-    def unreachable(_: Request, error: ConnectionError) -> JSONResponse:
-        return answer(503, str(error))
+    @app.exception_handler(Exception)
+    def fault(request: Request, error: Exception) -> JSONResponse:
+        """Whatever else goes wrong is a fault of this program: logged, not explained away."""
+        number = secrets.token_hex(4)
+        text = "".join(traceback.format_exception(error))
+        say(f"fault {number} at {request.method} {request.url.path}:\n{text}")
+        return answer(500, f"a fault of the server, number {number}; its log says more")
 
 
 @router.get("/", include_in_schema=False)
@@ -93,11 +114,13 @@ def about_index(service: Opened) -> dict[str, Any]:
     told = service.index.about
     kept = {key: told[key] for key in ("kind", "generation", "size", "dimension", "model")}
     return kept | {
+        "version": service.index.version,
         "name": service.index.path.resolve().name,
         "uploads": told["model"] is not None,
         "limits": {
             "upload_bytes": service.limits.bytes,
             "upload_pixels": service.limits.pixels,
+            "round_seconds": service.long_work.seconds,
             "count": MOST_SHOWN,
         },
         "learners": list(LEARNER_NAMES),
@@ -116,6 +139,7 @@ def browse(
     images = service.index.ids[offset : offset + count].tolist()
     return {
         "generation": service.index.about["generation"],
+        "version": service.index.version,
         "total": len(service.index.ids),
         "images": service.items(images),
     }
@@ -141,14 +165,15 @@ def describe(image: Id, service: Opened) -> dict[str, Any]:
 @router.get("/api/images/{image}/thumbnail", response_class=Response)
 def thumbnail(image: Id, service: Opened, if_none_match: Annotated[str, Header()] = "") -> Response:
     """A small JPEG."""
-    # Ids of another index on the same port are other images: a browser has to ask again.
-    tag = f'"{service.index.about["fingerprint"][:16]}-{image}"'
-    headers = {"cache-control": "private, no-cache", "etag": tag}
-    if if_none_match == tag:
-        return Response(status_code=304, headers=headers)
     content = service.index.thumbnail(image)
     if content is None:
         raise HTTPException(404, f"there is no thumbnail of image {image}")
+    # An id is another image in another index at the same address, and a row of vectors may get
+    # another picture: a browser has to ask again.
+    tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+    headers = {"cache-control": "private, no-cache", "etag": tag}
+    if if_none_match == tag:
+        return Response(status_code=304, headers=headers)
     return Response(content, media_type="image/jpeg", headers=headers)
 
 

@@ -1,22 +1,21 @@
 """The rounds of a session in an index: what `serve` shows and `replay` repeats."""
 
 import dataclasses
-import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-from air_jax.feedback.engine import Engine, Found
+from air_jax.feedback.engine import LEARNER_NAMES, SHOW, Engine, Found
 from air_jax.index.image_index import ImageIndex
-from air_jax.serve.sessions import Round, Session
+from air_jax.serve.sessions import Refused, Round, Session
 
 MOST_SHOWN = 1000
 CodeOf = Callable[[str], np.ndarray]
 
 
 class Searcher:
-    """Finds the images of rounds; safe to use from several threads, one search at a time.
+    """Finds the images of rounds; safe to use from several threads.
 
     Args:
         index: opened.
@@ -26,8 +25,6 @@ class Searcher:
         self.index = index
         self.codes = index.codes
         self.engine = Engine(self.codes)
-        # A search uses all cores: two at once would each take twice as long.
-        self._one_at_a_time = threading.Lock()
 
     def first_round(self, session: Session, code_of: CodeOf, count: int) -> Round:
         """Round 0: random images, or those nearest to the query, without its own images.
@@ -38,7 +35,7 @@ class Searcher:
             count: images wanted; fewer if the index has no more.
 
         Raises:
-            ValueError: count is out of range, or an image of the query is not in the index.
+            Refused: an image of the query is not in the index.
         """
         blank = Round(number=0, learner=None, show="best", count=count, seed=session.seed)
         return self.repeat(session, blank, code_of)
@@ -56,9 +53,14 @@ class Searcher:
         """The round after the one shown, by all marks and examples that count on it.
 
         Raises:
-            ValueError: unknown names, count out of range, nothing to learn from, or an image of the
-                query that is not in the index.
+            Refused: unknown names, nothing to learn from, or an image of the query that is not in
+                the index.
+            Unrankable: the codes cannot be ranked by this learner where they lie.
         """
+        if learner not in LEARNER_NAMES:
+            raise Refused(f"learner={learner!r}: expected one of {', '.join(LEARNER_NAMES)}")
+        if show not in SHOW:
+            raise Refused(f"show={show!r}: expected one of {', '.join(SHOW)}")
         blank = Round(
             number=session.current + 1,
             learner=learner,
@@ -77,20 +79,21 @@ class Searcher:
             raise ValueError(f"count={made.count}: expected from 1 to {MOST_SHOWN}")
         started = time.perf_counter()
         scores: list[float | None]
-        learnt = certain = True
+        learnt = certain = solved = True
         if made.number == 0 and session.random:
             positions = self._random(session.seed, made.count)
             scores = [None] * len(positions)
         else:
             found = self.found(session, made, code_of)
             positions, scores = found.positions, [float(score) for score in found.scores]
-            learnt, certain = found.learnt, found.certain
+            learnt, certain, solved = found.learnt, found.certain, found.solved
         return dataclasses.replace(
             made,
             images=self.index.ids[positions].tolist(),
             scores=scores,
             learnt=learnt,
             certain=certain,
+            solved=solved,
             seconds=time.perf_counter() - started,
         )
 
@@ -101,18 +104,17 @@ class Searcher:
         examples. The query's own images are not shown.
 
         Raises:
-            ValueError: as above; also for a random start, which has no ranking.
+            Refused: as above; also for a random start, which has no ranking.
         """
         own = np.array([self._position(image) for image in session.images], np.int64)
         tokens = [token for token, added in session.uploads if added == 0]
         if made.number == 0:
             if session.random:
-                raise ValueError("a random start has no ranking: mark images, go to a next round")
+                raise Refused("a random start has no ranking: mark images, go to a next round")
             codes = np.concatenate(
-                [self.codes.get(own), self._codes(tokens, code_of)], dtype=np.float32
+                [self.codes.get(own), self._codes(tokens, code_of)], dtype=np.float64
             )
-            with self._one_at_a_time:
-                return self.engine.first(codes.mean(axis=0), self._count(made.count), own)
+            return self.engine.first(codes.mean(axis=0), self._count(made.count), own)
         single = len(own) + len(tokens) == 1
         query, examples = None, list(made.uploads)
         if single and tokens:
@@ -127,19 +129,20 @@ class Searcher:
             if position is not None:
                 said[position] = relevant
         hidden = own if made.hide_judged else np.zeros(0, np.int64)
-        with self._one_at_a_time:
-            return self.engine.next_round(
-                str(made.learner),
-                query,
-                self._codes(examples, code_of),
-                np.array(list(said), np.int64),
-                np.array(list(said.values()), bool),
-                self._count(made.count),
-                show=made.show,
-                hide_judged=made.hide_judged,
-                seed=made.seed,
-                hidden=hidden,
-            )
+        if query is None and not examples and not said:
+            raise Refused("there is nothing to learn from: mark images of this round first")
+        return self.engine.next_round(
+            str(made.learner),
+            query,
+            self._codes(examples, code_of),
+            np.array(list(said), np.int64),
+            np.array(list(said.values()), bool),
+            self._count(made.count),
+            show=made.show,
+            hide_judged=made.hide_judged,
+            seed=made.seed,
+            hidden=hidden,
+        )
 
     def _count(self, count: int) -> int:
         return min(count, len(self.codes))
@@ -155,5 +158,5 @@ class Searcher:
     def _position(self, image: int) -> int:
         position = self.index.position(image)
         if position is None:
-            raise ValueError(f"image {image} of the query is not in the index (any more)")
+            raise Refused(f"image {image} of the query is not in the index (any more)")
         return position

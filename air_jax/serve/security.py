@@ -48,6 +48,8 @@ class Bounds(NamedTuple):
 class Guard:
     """An application that only gets the requests it may get.
 
+    `HEAD` is answered as `GET` is; the server leaves the body out.
+
     Args:
         app: what is guarded; it turns an `HTTPException` into an answer.
         hosts: names that this server may be called by; not looked at where there is a token.
@@ -55,6 +57,10 @@ class Guard:
             `/?token=`; None: nothing.
         upload_path: where the larger bodies go.
         bounds: of a request.
+        origin: where browsers find the page if a proxy stands before this server, as their
+            `Origin` says it: "https://photos.example.org"; "": here.
+        path: of the page there: "" or "/pictures". The proxy may take it off the paths that it
+            passes on, or not.
     """
 
     def __init__(
@@ -64,8 +70,11 @@ class Guard:
         token: str | None,
         upload_path: str,
         bounds: Bounds,
+        origin: str = "",
+        path: str = "",
     ):
-        self.app, self.hosts, self.token = app, hosts, token
+        self.app, self.token, self.origin, self.path = app, token, origin, path
+        self.hosts = (*hosts, urllib.parse.urlsplit(origin).hostname or "localhost")
         self.upload_path, self.bounds = upload_path, bounds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,10 +91,11 @@ class Guard:
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
+        scope = self._as_asked_of_this_server(scope)
         try:
             request = Request(scope)
             self._check_site(request)
-            answer = self._sign_in(request) or self.app
+            answer = self._to_folder(request) or self._sign_in(request) or self.app
             async with asyncio.timeout(self.bounds.seconds):
                 await answer(scope, self._bounded(request, receive), send_with_headers)
         except (HTTPException, TimeoutError) as error:
@@ -95,6 +105,24 @@ class Guard:
             if isinstance(error, HTTPException):
                 status, text = error.status_code, error.detail
             await JSONResponse({"error": text}, status)(scope, receive, send_with_headers)
+        except Exception:
+            if not answering:
+                raise
+            # The application has answered it with status 500, and logged it.
+
+    def _as_asked_of_this_server(self, scope: Scope) -> Scope:
+        """A request without the path of the public address; HEAD is GET."""
+        path, method = scope["path"], scope["method"]
+        if path.startswith(f"{self.path}/"):
+            path = path[len(self.path) :]
+        return {**scope, "path": path, "method": "GET" if method == "HEAD" else method}
+
+    def _to_folder(self, request: Request) -> Response | None:
+        """Where the page's relative addresses lead somewhere, from the same without a slash."""
+        if not self.path or request.scope["path"] != self.path:
+            return None
+        query = request.scope["query_string"].decode("latin-1")
+        return RedirectResponse(f"{self.path}/" + (f"?{query}" if query else ""), 303)
 
     def _check_site(self, request: Request) -> None:
         host = request.headers.get("host", "")
@@ -102,11 +130,17 @@ class Guard:
         if self.token is None and name not in self.hosts:
             raise HTTPException(421, f"Host: {host!r} is none of {', '.join(self.hosts)}")
         origin = request.headers.get("origin")
-        if origin not in (None, f"{request.scope['scheme']}://{host}"):
-            raise HTTPException(403, f"a request from {origin} is refused: it is another site")
+        own = [f"{request.scope['scheme']}://{host}"]
+        own += [self.origin] if self.origin else []
+        if origin not in (None, *own):
+            raise HTTPException(
+                403,
+                f"a request from {origin} is refused: this server is {' or '.join(own)}. If that "
+                f"is its address behind a proxy, start it with --public-url={origin}",
+            )
         from_site = request.headers.get("sec-fetch-site", "none")
         opens_page = (
-            request.method in ("GET", "HEAD")
+            request.method == "GET"
             and request.scope["path"] == "/"
             and request.headers.get("sec-fetch-mode") == "navigate"
         )
@@ -118,8 +152,13 @@ class Guard:
         if self.token is None:
             return None
         if request.scope["path"] == "/" and self._is_token(request.query_params.get("token", "")):
-            answer = RedirectResponse("/", 303)
-            answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+            # Relative, and a cookie without a path, which is then the address's own: a proxy may
+            # show the page below a path that this server does not know.
+            secure = (self.origin or request.scope["scheme"]).startswith("https")
+            answer = RedirectResponse("./", 303)
+            answer.set_cookie(
+                COOKIE, self.token, path=None, httponly=True, secure=secure, samesite="strict"
+            )
             return answer
         kind, _, bearer = request.headers.get("authorization", "").partition(" ")
         brought = [request.cookies.get(COOKIE, ""), bearer if kind.lower() == "bearer" else ""]

@@ -3,14 +3,17 @@
 Errors are `HTTPException`; all else is plain values that JSON can hold.
 """
 
+import asyncio
+import concurrent.futures
 import threading
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from fastapi import Depends, HTTPException, Request
 
 from air_jax.feedback.engine import DEFAULT_LEARNER
+from air_jax.index.catalogue import Unavailable
 from air_jax.index.decoding import Limits
 from air_jax.index.image_index import Image, ImageIndex
 from air_jax.runtime.progress import say
@@ -18,7 +21,10 @@ from air_jax.serve.rounds import Searcher
 from air_jax.serve.session_store import SessionStore
 from air_jax.serve.sessions import Round, Session
 
+T = TypeVar("T")
 SECONDS = 2.0  # between looks at the catalogue
+SHORTEST_PAUSE = 0.1  # between looks that requests ask for
+AT_ONCE = 8  # rounds; the cores are shared by those under way
 
 
 class Service:
@@ -28,11 +34,19 @@ class Service:
         index: opened.
         store: the sessions.
         limits: of an upload.
+        round_seconds: after which a round is given up; proxies wait a minute by default.
     """
 
-    def __init__(self, index: ImageIndex, store: SessionStore, limits: Limits):
+    def __init__(
+        self,
+        index: ImageIndex,
+        store: SessionStore,
+        limits: Limits,
+        round_seconds: float = 50,
+    ):
         self.index, self.store, self.limits = index, store, limits
         self.searcher = Searcher(index)
+        self.long_work = LongWork(round_seconds)
 
     def warm_up(self) -> None:
         """Compile what the first rounds take, before someone waits for it."""
@@ -42,6 +56,10 @@ class Service:
         some = np.arange(min(4, len(codes)))
         none = np.zeros((0, codes.dimension), np.float32)
         engine.next_round(DEFAULT_LEARNER, query, none, some, some % 2 == 0, count)
+
+    def is_in_place(self) -> bool:
+        """Whether the files are those that were opened, not deleted and not others."""
+        return self.index.is_in_place() and self.store.is_in_place()
 
     def image(self, image: int) -> Image:
         """An image of the index; HTTPException 404 if it holds none of that id."""
@@ -66,6 +84,12 @@ class Service:
             raise HTTPException(409, "this example was uploaded for an index of another net")
         return kept.code
 
+    def session(self, token: str) -> Session:
+        """A session; HTTPException 409 if its images are not those that the index has now."""
+        session = self.store.session(token)
+        self.check(session)
+        return session
+
     def check(self, session: Session) -> None:
         if session.codes != self.index.about["codes"]:
             raise HTTPException(
@@ -81,7 +105,7 @@ class Service:
         items = self.items(made.images)
         results = [one | {"score": score} for one, score in zip(items, made.scores, strict=True)]
         keys = ("number", "learner", "show", "count", "hide_judged")
-        head = ("learnt", "certain", "seconds")
+        head = ("learnt", "certain", "solved", "seconds")
         return {
             "session": session.token,
             "name": session.name,
@@ -137,15 +161,30 @@ class Following:
 
     Args:
         service: of the index as it is now.
-        reopen: opens the index anew, and does what is to be done before someone is served.
-
-    Attributes:
-        service: what requests are to be answered by.
+        reopen: opens anew what is not as it was: the index, and the sessions if their file is
+            another; it is given the service so far.
     """
 
-    def __init__(self, service: Service, reopen: Callable[[], Service]):
-        self.service, self._reopen = service, reopen
-        self._ended = threading.Event()
+    def __init__(self, service: Service, reopen: Callable[[Service], Service]):
+        self._service, self._reopen = service, reopen
+        self._ended, self._wanted = threading.Event(), threading.Event()
+        self._said = ""
+
+    @property
+    def service(self) -> Service:
+        """What requests are to be answered by.
+
+        Raises:
+            Unavailable: the folder of the index was deleted or replaced, and is not open yet.
+        """
+        service = self._service
+        if not service.is_in_place():
+            self._wanted.set()
+            raise Unavailable(
+                f"{service.index.path} was deleted or replaced; it is opened as soon as there is "
+                "a whole index" + (f" ({self._said})" if self._said else "")
+            )
+        return service
 
     def look(self) -> bool:
         """Open what was published since; returns whether there was something.
@@ -153,25 +192,100 @@ class Following:
         What cannot be opened is passed over, and tried again at the next look: an indexer may have
         replaced it meanwhile.
         """
+        before = self._service
         try:
-            if self.service.index.is_newest():
+            if before.is_in_place() and before.index.is_newest():
                 return False
-            service = self._reopen()
-        except (OSError, ValueError) as error:
-            say(f"the index was published anew, but cannot be opened: {error}")
+            service = self._reopen(before)
+        except Exception as error:  # whatever it is, the next look may succeed
+            if str(error) != self._said:
+                self._said = str(error)
+                say(f"the index was changed, but cannot be opened anew: {error}")
             return False
-        self.service = service
+        self._said = ""
+        self._service = service
         say(f"the index was published anew: {service.index.about['size']:,} images")
+        if service.store is not before.store:
+            say("the sessions so far were deleted with the folder of the index")
         return True
 
     def start(self, seconds: float = SECONDS) -> None:
         """Look again and again, in a thread of its own, until `end`."""
 
         def follow() -> None:
-            while not self._ended.wait(seconds):
+            while not self._ended.is_set():
+                self._wanted.wait(seconds)
+                self._wanted.clear()
                 self.look()
+                self._ended.wait(SHORTEST_PAUSE)
 
         threading.Thread(target=follow, daemon=True).start()
 
     def end(self) -> None:
         self._ended.set()
+        self._wanted.set()
+
+
+class Attempt:
+    """Work that either has its result kept, or is given up: whichever is decided first."""
+
+    def __init__(self) -> None:
+        self._access, self._decided = threading.Lock(), ""
+
+    def keep(self) -> None:
+        """Decide, right before the result is stored, that it counts.
+
+        Raises:
+            GivenUp: it does not.
+        """
+        if not self._decide("keep"):
+            raise GivenUp
+
+    def give_up(self) -> bool:
+        """Decide that it does not count; False where it does already."""
+        return self._decide("give up")
+
+    def _decide(self, how: str) -> bool:
+        with self._access:
+            self._decided = self._decided or how
+            return self._decided == how
+
+
+class GivenUp(Exception):
+    """Nobody waits for the result any more."""
+
+
+class LongWork:
+    """Does what may take long in threads of its own, so that all other requests are answered.
+
+    A computation cannot be cut off: where it is given up, its thread goes on, and its result is
+    thrown away.
+
+    Args:
+        seconds: after which work is given up.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self._threads = concurrent.futures.ThreadPoolExecutor(AT_ONCE, "long")
+
+    async def do(self, work: Callable[[Attempt], T]) -> T:
+        """What `work` returns, which stores nothing before `Attempt.keep`.
+
+        Raises:
+            HTTPException: 503, it took too long; nothing was stored.
+        """
+        attempt = Attempt()
+        future = asyncio.wrap_future(self._threads.submit(work, attempt))
+        try:
+            await asyncio.wait([future], timeout=self.seconds)
+            if not future.done() and attempt.give_up():
+                raise HTTPException(
+                    503,
+                    f"this took longer than {self.seconds:.0f} s and was given up; nothing was "
+                    "changed. Try another learner; --round_seconds of the server allows more",
+                )
+            return await future
+        finally:
+            attempt.give_up()  # the request may have been cancelled
+            future.cancel()  # work that has not begun need not begin

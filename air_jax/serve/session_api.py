@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 from air_jax.feedback.engine import DEFAULT_LEARNER
 from air_jax.serve import session_files, sessions
 from air_jax.serve.rounds import MOST_SHOWN
-from air_jax.serve.service import Opened, Service
-from air_jax.serve.sessions import LONGEST_NAME, Session
+from air_jax.serve.service import Attempt, Opened, Service
+from air_jax.serve.sessions import LONGEST_NAME, Conflict, Session
 
 MOST_AT_ONCE = 1000  # marks or examples of one request
 
@@ -55,6 +55,9 @@ class Examples(BaseModel, extra="forbid"):
 
 
 class NextRound(BaseModel, extra="forbid"):
+    """`follows` is the number of the round that was shown; 409 if another one is shown by now."""
+
+    follows: int | None = Field(None, ge=0)
     learner: str = DEFAULT_LEARNER
     show: str = "best"
     count: Count = 60
@@ -72,8 +75,12 @@ def list_sessions(service: Opened) -> dict[str, Any]:
 
 
 @router.post("")
-def start(asked: NewSession, service: Opened) -> dict[str, Any]:
+async def start(asked: NewSession, service: Opened) -> dict[str, Any]:
     """A new session and its first retrieval."""
+    return await service.long_work.do(lambda attempt: _start(asked, service, attempt))
+
+
+def _start(asked: NewSession, service: Service, attempt: Attempt) -> dict[str, Any]:
     if asked.random == bool(asked.images or asked.uploads):
         raise HTTPException(400, "expected images or uploads, or random: true, and not both")
     time = sessions.now()
@@ -90,6 +97,7 @@ def start(asked: NewSession, service: Opened) -> dict[str, Any]:
     )
     session.rounds = [service.searcher.first_round(session, service.code_of, asked.count)]
     session.name = asked.name or _first_name(session, service)
+    attempt.keep()
     service.store.add(session)
     return service.shown(session)
 
@@ -106,11 +114,12 @@ def _first_name(session: Session, service: Service) -> str:
 @router.get("/{token}")
 def show(token: str, service: Opened) -> dict[str, Any]:
     """A session with the round shown."""
-    return service.shown(service.store.session(token))
+    return service.shown(service.session(token))
 
 
 @router.patch("/{token}")
 def rename(token: str, asked: Name, service: Opened) -> dict[str, Any]:
+    service.session(token)
     with service.store.change(token) as session:
         session.name = asked.name
     return service.shown(session)
@@ -125,9 +134,11 @@ def delete(token: str, service: Opened) -> dict[str, Any]:
 @router.post("/{token}/marks")
 def mark(token: str, asked: Marks, service: Opened) -> dict[str, Any]:
     """Mark images; the answer is all marks. On disk when it comes."""
+    service.session(token)
+    for one in asked.marks:
+        if service.index.position(one.image) is None:
+            raise HTTPException(404, f"there is no image {one.image} in the index")
     with service.store.change(token) as session:
-        for one in asked.marks:
-            service.image(one.image)
         sessions.mark(session, {one.image: one.relevant for one in asked.marks})
     answer = service.shown(session)
     return {key: answer[key] for key in ("marks", "can_undo")}
@@ -136,26 +147,45 @@ def mark(token: str, asked: Marks, service: Opened) -> dict[str, Any]:
 @router.post("/{token}/uploads")
 def add_examples(token: str, asked: Examples, service: Opened) -> dict[str, Any]:
     """Further relevant examples from outside the index."""
+    service.session(token)
+    for upload in asked.uploads:
+        service.code_of(upload)
     with service.store.change(token) as session:
-        for upload in asked.uploads:
-            service.code_of(upload)
         sessions.add_uploads(session, asked.uploads)
     return service.shown(session)
 
 
 @router.post("/{token}/rounds")
-def next_round(token: str, asked: Annotated[NextRound, Body()], service: Opened) -> dict[str, Any]:
-    """Learn from the marks and rank again."""
+async def next_round(
+    token: str, asked: Annotated[NextRound, Body()], service: Opened
+) -> dict[str, Any]:
+    """Learn from the marks and rank again.
+
+    A request that does not say what it follows, and asks for what is shown already, changes
+    nothing.
+    """
+    return await service.long_work.do(lambda attempt: _next_round(token, asked, service, attempt))
+
+
+def _next_round(token: str, asked: NextRound, service: Service, attempt: Attempt) -> dict[str, Any]:
+    before = service.session(token)
+    if asked.follows not in (None, before.current):
+        raise Conflict(f"round {before.current} is shown now, not round {asked.follows}")
+    settings = asked.model_dump(exclude={"follows"})
+    # Marks of this session can be made meanwhile; they teach the round after this one.
+    made = service.searcher.next_round(before, service.code_of, **settings)
+    if asked.follows is None and sessions.is_repeated(before, made):
+        return service.shown(before)
+    attempt.keep()
     with service.store.change(token) as session:
-        service.check(session)
-        made = service.searcher.next_round(session, service.code_of, **asked.model_dump())
-        sessions.add_round(session, made)
+        sessions.add_round(session, made, after=before.rounds[before.current])
     return service.shown(session)
 
 
 @router.post("/{token}/back")
 def back(token: str, asked: Step, service: Opened) -> dict[str, Any]:
     """Show an earlier round; the next one goes on from there."""
+    service.session(token)
     with service.store.change(token) as session:
         sessions.back(session, asked.round)
     return service.shown(session)
@@ -164,6 +194,7 @@ def back(token: str, asked: Step, service: Opened) -> dict[str, Any]:
 @router.post("/{token}/undo")
 def undo(token: str, service: Opened) -> dict[str, Any]:
     """Take back the last mark, example, round or step."""
+    service.session(token)
     with service.store.change(token) as session:
         sessions.undo(session)
     return service.shown(session)
@@ -172,7 +203,7 @@ def undo(token: str, service: Opened) -> dict[str, Any]:
 @router.get("/{token}/export.json")
 def export_json(token: str, service: Opened) -> JSONResponse:
     """All that `python -m air_jax.replay` needs to repeat the session."""
-    session = service.store.session(token)
+    session = service.session(token)
     content = session_files.as_json(session, service.index, service.code_of)
     return JSONResponse(content, headers=_attachment(token, ".json"))
 
@@ -180,16 +211,19 @@ def export_json(token: str, service: Opened) -> JSONResponse:
 @router.get("/{token}/export.csv", response_class=Response)
 def export_csv(token: str, service: Opened) -> Response:
     """Path, score and mark of the images of the round shown, and of all marked ones."""
-    text = session_files.as_csv(service.store.session(token), service.index)
+    text = session_files.as_csv(service.session(token), service.index)
     headers = _attachment(token, ".csv")
     return Response(text, media_type="text/csv; charset=utf-8", headers=headers)
 
 
 @router.get("/{token}/model.npz", response_class=Response)
-def model(token: str, service: Opened) -> Response:
+async def model(token: str, service: Opened) -> Response:
     """The ranking of the round shown: weights, or support vectors and coefficients."""
-    session = service.store.session(token)
-    service.check(session)
+    return await service.long_work.do(lambda _: _model(token, service))
+
+
+def _model(token: str, service: Service) -> Response:
+    session = service.session(token)
     made = session.rounds[session.current]
     found = service.searcher.found(session, made, service.code_of)
     file = io.BytesIO()

@@ -39,6 +39,7 @@ def as_json(session: Session, index: ImageIndex, code_of: CodeOf) -> dict[str, A
         "kind": KIND,
         "index": {"path": str(index.path.resolve()), **index.about},
         "paths": paths,
+        "contents": {str(image): sha256 for image, sha256 in index.contents(known).items()},
         "uploaded_codes": codes,
         "session": held,
     }
@@ -65,9 +66,10 @@ def as_csv(session: Session, index: ImageIndex) -> str:
 
 
 def model_arrays(found: Found, index: ImageIndex) -> dict[str, Any]:
-    """The ranking of a round as arrays: `scorers.to_arrays`, and the codes' mean and deviation."""
-    arrays = scorers.to_arrays(found.scorer)
-    return arrays | {"mean": index.codes.mean, "deviation": index.codes.deviation}
+    """The ranking of a round as arrays: `scorers.to_arrays`, and what centres and standardises."""
+    codes = index.codes
+    centring = {"mean": codes.mean, "unit": np.array(codes.unit), "deviation": codes.deviation}
+    return scorers.to_arrays(found.scorer) | centring
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -79,13 +81,20 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         held = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON file: {error}") from error
     if not isinstance(held, dict) or held.get("kind") != KIND:
         raise ValueError(f"{path} is no session exported by the page of air_jax")
     missing = {"index", "paths", "uploaded_codes", "session"} - set(held)
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
+    codes = held["uploaded_codes"]
+    maps = [held["index"], held["paths"], held.get("contents", {}), codes]
+    whole = all(isinstance(one, dict) for one in maps)
+    whole = whole and isinstance(held["index"].get("path"), str)
+    whole = whole and all(image.isdecimal() and len(image) < 18 for image in held["paths"])
+    if not whole or not sessions.fits(list(codes.values()), [[float | int]]):
+        raise ValueError(f"{path} is damaged: it does not say which images and codes it is of")
     return held
 
 
@@ -101,8 +110,12 @@ def replay(held: dict[str, Any], index: ImageIndex) -> list[tuple[Round, Round]]
             f"the session was made on codes of {session.codes}; {index.path} has codes of "
             f"{index.about['codes']}"
         )
-    _check_paths(held["paths"], index)
+    _check_images(held["paths"], held.get("contents", {}), index)
     codes = {token: np.array(code, np.float32) for token, code in held["uploaded_codes"].items()}
+    used = [token for token, _ in session.uploads]
+    used += [token for made in session.rounds for token in made.uploads]
+    if missing := set(used) - codes.keys():
+        raise ValueError(f"the session lacks the code of the upload {min(missing)!r}")
     searcher = Searcher(index)
     pairs = []
     for made in session.rounds:
@@ -110,15 +123,18 @@ def replay(held: dict[str, Any], index: ImageIndex) -> list[tuple[Round, Round]]
     return pairs
 
 
-def _check_paths(paths: dict[str, str], index: ImageIndex) -> None:
+def _check_images(paths: dict[str, str], contents: dict[str, str], index: ImageIndex) -> None:
+    """Raises ValueError if an image is another: by content if that is known, or by path."""
     ids = [int(image) for image in paths]
     held = [image for image in ids if index.position(image) is not None]
+    now = index.contents(held)
     for image in index.images(held):
-        shown = _without_surrogates(image.path)
-        if shown != paths[str(image.id)]:
+        shown, key = _without_surrogates(image.path), str(image.id)
+        known = image.id in now and key in contents
+        if now[image.id] != contents[key] if known else shown != paths[key]:
             raise ValueError(
                 f"image {image.id} of {index.path} is {shown!r}; in the session it is "
-                f"{paths[str(image.id)]!r}: it is of another index"
+                f"{paths[key]!r}: it is of another index"
             )
     gone = sorted(set(ids) - set(held))
     if gone:

@@ -1,4 +1,8 @@
-"""Sessions and uploaded examples in SQLite: a change is on disk when its call returns."""
+"""Sessions and uploaded examples in SQLite: a change is on disk when its call returns.
+
+Several servers may share the file: what is read to be changed is read in the transaction that
+writes it. Nothing is written to a file that was deleted or replaced while it was open.
+"""
 
 import contextlib
 import hashlib
@@ -6,14 +10,13 @@ import json
 import secrets
 import sqlite3
 import threading
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from air_jax.index.catalogue import DAMAGED, check_integrity
+from air_jax.index.catalogue import DAMAGED, Unavailable, check_integrity, identity, unusable
 from air_jax.serve import sessions
 from air_jax.serve.sessions import Session
 
@@ -30,6 +33,10 @@ CREATE TABLE IF NOT EXISTS uploads (
 ) STRICT;
 """
 BUSY_SECONDS = 30  # to wait for another process that writes
+
+
+class Missing(LookupError):
+    """There is no session or upload of a token."""
 
 
 class Upload(NamedTuple):
@@ -57,72 +64,76 @@ class SessionStore:
 
     Raises:
         ValueError: the file is damaged, or none of SQLite's.
+        Unavailable: it cannot be opened or written, here or by a method.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        self._database = sqlite3.connect(path, timeout=BUSY_SECONDS, check_same_thread=False)
-        try:
-            self._database.execute("PRAGMA journal_mode = WAL")
-            self._database.execute("PRAGMA synchronous = FULL")
-            self._database.executescript(SCHEMA)
-            check_integrity(self._database)
-        except DAMAGED as error:
-            self._database.close()
-            raise ValueError(f"{path} cannot be read: {error}") from error
         self._access = threading.Lock()
-        self._being_changed: weakref.WeakValueDictionary[str, threading.Lock] = (
-            weakref.WeakValueDictionary()  # a lock lives as long as someone holds or awaits it
-        )
+        with self._errors():
+            self._database = sqlite3.connect(
+                path, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None
+            )
+        self._identity = identity(path)
+        try:
+            with self._errors():
+                self._database.execute("PRAGMA journal_mode = WAL")
+                self._database.execute("PRAGMA synchronous = FULL")
+                self._database.executescript(SCHEMA)
+                check_integrity(self._database)
+        except (ValueError, Unavailable):
+            self._database.close()
+            raise
 
     def close(self) -> None:
-        with self._access:
+        """End; a thread that waits for another process is not waited for."""
+        if self._access.acquire(timeout=1):
             self._database.close()
+            self._access.release()
+
+    def is_in_place(self) -> bool:
+        """Whether the file is the one that was opened, not deleted and not another."""
+        return identity(self.path) == self._identity
 
     def add(self, session: Session) -> None:
         """Keep a new session."""
-        self._write(session)
+        with self._transaction() as database:
+            self._write(database, session)
 
     def session(self, token: str) -> Session:
         """A session as it is now.
 
         Raises:
-            KeyError: there is none of that token.
+            Missing: there is none of that token.
             ValueError: it is damaged.
         """
-        row = self._row("SELECT document FROM sessions WHERE token = ?", token)
-        if row is None:
-            raise KeyError(token)
-        return sessions.from_json(self._document(row[0]))
+        with self._transaction(begin="BEGIN") as database:
+            return self._read(database, token)
 
     @contextlib.contextmanager
     def change(self, token: str) -> Iterator[Session]:
         """A session to change; it is on disk when the block is left, unless by an exception.
 
-        Other changes of the same session wait.
+        Nobody else reads or writes the file meanwhile, so the block has to be short.
 
         Raises:
-            KeyError: there is none of that token.
+            Missing: there is none of that token.
         """
-        with self._access:
-            lock = self._being_changed.setdefault(token, threading.Lock())
-        with lock:
-            session = self.session(token)
+        with self._transaction() as database:
+            session = self._read(database, token)
             yield session
             session.updated = sessions.now()
-            self._write(session)
+            self._write(database, session)
 
     def delete(self, token: str) -> None:
         """Forget a session.
 
         Raises:
-            KeyError: there is none of that token.
+            Missing: there is none of that token.
         """
-        with self._access:
-            lock = self._being_changed.setdefault(token, threading.Lock())
-        with lock, self._transaction() as database:
+        with self._transaction() as database:
             if not database.execute("DELETE FROM sessions WHERE token = ?", [token]).rowcount:
-                raise KeyError(token)
+                raise Missing(token)
 
     def summaries(self) -> list[dict[str, Any]]:
         """Every session in a few words, the newest first."""
@@ -130,7 +141,7 @@ class SessionStore:
             "SELECT token AS session, name, created, updated, rounds, relevant, irrelevant "
             "FROM sessions ORDER BY updated DESC, token"
         )
-        with self._transaction() as database:
+        with self._transaction(begin="BEGIN") as database:
             cursor = database.execute(query)
             names = [column[0] for column in cursor.description]
             return [dict(zip(names, row, strict=True)) for row in cursor]
@@ -148,12 +159,13 @@ class SessionStore:
         """An example.
 
         Raises:
-            KeyError: there is none of that token.
+            Missing: there is none of that token.
         """
-        columns = "codes, width, height, code, thumbnail"
-        row = self._row(f"SELECT {columns} FROM uploads WHERE token = ?", token)
+        query = "SELECT codes, width, height, code, thumbnail FROM uploads WHERE token = ?"
+        with self._transaction(begin="BEGIN") as database:
+            row = database.execute(query, [token]).fetchone()
         if row is None:
-            raise KeyError(token)
+            raise Missing(token)
         codes, width, height, code, thumbnail = row
         if hashlib.sha256(code[:-32]).digest() == code[-32:]:  # of an earlier version
             code = code[:-32]
@@ -175,18 +187,33 @@ class SessionStore:
             database.executemany("DELETE FROM uploads WHERE token = ?", unused)
         return len(unused)
 
-    def _row(self, query: str, *values: str) -> tuple[Any, ...] | None:
-        with self._transaction() as database:
-            return database.execute(query, values).fetchone()
+    @contextlib.contextmanager
+    def _transaction(self, begin: str = "BEGIN IMMEDIATE") -> Iterator[sqlite3.Connection]:
+        """One transaction; others that write, in any process, wait until it ends."""
+        with self._access, self._errors():
+            if not self.is_in_place():
+                raise Unavailable(f"{self.path} was deleted or replaced")
+            self._database.execute(begin)
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            finally:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
 
     @contextlib.contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._access:
-            try:
-                with self._database as database:
-                    yield database
-            except DAMAGED as error:
-                raise ValueError(f"{self.path} cannot be read or written: {error}") from error
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except DAMAGED as error:
+            raise unusable(self.path, error) from error
+
+    def _read(self, database: sqlite3.Connection, token: str) -> Session:
+        query = "SELECT document FROM sessions WHERE token = ?"
+        row = database.execute(query, [token]).fetchone()
+        if row is None:
+            raise Missing(token)
+        return sessions.from_json(self._document(row[0]))
 
     def _document(self, text: str) -> dict[str, Any]:
         """A session as `_write` wrote it; earlier versions put a checksum and a space before it."""
@@ -195,13 +222,12 @@ class SessionStore:
         except ValueError as error:
             raise ValueError(f"{self.path} is damaged: a session is no JSON: {error}") from error
 
-    def _write(self, session: Session) -> None:
+    def _write(self, database: sqlite3.Connection, session: Session) -> None:
         said = [mark.relevant for mark in session.marks_now().values()]
         document = json.dumps(sessions.to_json(session), allow_nan=False)
         head = (session.token, session.name, session.created, session.updated)
         counts = (len(session.rounds), said.count(True), said.count(False))
-        with self._transaction() as database:
-            database.execute(
-                "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (*head, *counts, document),
-            )
+        database.execute(
+            "INSERT OR REPLACE INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (*head, *counts, document),
+        )

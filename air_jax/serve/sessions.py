@@ -11,8 +11,18 @@ import datetime
 from typing import Any, NamedTuple
 
 FORMAT = 1
+LARGEST = 2**53  # number in a session: JSON has no larger ones that are exact
 LONGEST_NAME = 200
+SINCE = {"solved": True}  # fields of rounds that earlier versions did not write
 MOST_UNDONE = 500  # steps that are remembered
+
+
+class Refused(ValueError):
+    """What was asked for cannot be done; the message tells the person why."""
+
+
+class Conflict(Refused):
+    """The session has gone on since it was looked at."""
 
 
 class Mark(NamedTuple):
@@ -43,7 +53,7 @@ class Round:
         images: what was found, in order.
         scores: of those; None for random ones.
         learnt: false where the marks were of one kind only, and the learner needs both.
-        certain: see `engine.Found`.
+        certain, solved: see `engine.Found`.
         seconds: that the search took.
     """
 
@@ -59,6 +69,7 @@ class Round:
     scores: list[float | None] = dataclasses.field(default_factory=list)
     learnt: bool = True
     certain: bool = True
+    solved: bool = True
     seconds: float = 0.0
 
 
@@ -128,8 +139,28 @@ def add_uploads(session: Session, uploads: list[str]) -> None:
         _remember(session, {"kind": "uploads", "before": before})
 
 
-def add_round(session: Session, made: Round) -> None:
-    """Show a new round after the one shown; what was done on later ones is dropped."""
+def add_round(session: Session, made: Round, after: Round) -> None:
+    """Show a new round after the one shown; what was done on later ones is dropped.
+
+    Where another request has added a round of the same learner, settings and marks meanwhile, that
+    one is shown, and nothing changes.
+
+    Args:
+        session: as it is now.
+        made: the new round.
+        after: the round that was shown when it was asked for.
+
+    Raises:
+        Conflict: another round is shown now.
+    """
+    shown = session.rounds[session.current]
+    if shown != after:
+        if session.current == made.number and _asks_the_same(shown, made):
+            return
+        raise Conflict(
+            f"round {session.current} is shown now, which another request has made or gone back "
+            f"to; the one asked for follows round {after.number}"
+        )
     kept = session.current + 1
     _remember(
         session,
@@ -147,14 +178,25 @@ def add_round(session: Session, made: Round) -> None:
     session.current = made.number
 
 
+def is_repeated(session: Session, made: Round) -> bool:
+    """Whether a new round is but the round shown again: the same was asked for, and found."""
+    shown = session.rounds[session.current]
+    return _asks_the_same(shown, made) and shown.images == made.images
+
+
+def _asks_the_same(one: Round, other: Round) -> bool:
+    keys = ("learner", "show", "count", "hide_judged", "marks", "uploads")
+    return all(getattr(one, key) == getattr(other, key) for key in keys)
+
+
 def back(session: Session, number: int) -> None:
     """Show a round again, or one after it that has not been replaced.
 
     Raises:
-        ValueError: there is no such round.
+        Refused: there is no such round.
     """
     if not 0 <= number < len(session.rounds):
-        raise ValueError(f"round {number}: expected from 0 to {len(session.rounds) - 1}")
+        raise Refused(f"round {number}: expected from 0 to {len(session.rounds) - 1}")
     if number != session.current:
         _remember(session, {"kind": "back", "current": session.current})
         session.current = number
@@ -164,10 +206,10 @@ def undo(session: Session) -> None:
     """Take back the last step: marks, an example, a round, or a step back.
 
     Raises:
-        ValueError: there is none.
+        Refused: there is none.
     """
     if not session.undo:
-        raise ValueError("there is nothing to undo")
+        raise Refused("there is nothing to undo")
     step = session.undo.pop()
     match step["kind"]:
         case "marks":
@@ -186,6 +228,19 @@ def undo(session: Session) -> None:
             session.current = step["current"]
 
 
+ROUND_SHAPES = {
+    **{"number": int, "learner": str | None, "show": str, "count": int, "hide_judged": bool},
+    **{"seed": int, "marks": [(int, bool)], "uploads": [str], "images": [int]},
+    **{"scores": [float | int | None], "learnt": bool, "certain": bool, "seconds": float | int},
+    "solved": bool,
+}
+SESSION_SHAPES = {
+    **{"token": str, "name": str, "created": str, "updated": str, "codes": str, "images": [int]},
+    **{"uploads": [(str, int)], "random": bool, "seed": int, "rounds": [dict], "current": int},
+    **{"marks": [(int, bool, int)], "undo": [dict]},
+}
+
+
 def to_json(session: Session) -> dict[str, Any]:
     """A value that JSON can hold; `from_json` reads it."""
     held = dataclasses.asdict(session)
@@ -202,17 +257,41 @@ def from_json(held: dict[str, Any]) -> Session:
     if not isinstance(held, dict) or held.get("format") != FORMAT:
         found = held.get("format") if isinstance(held, dict) else type(held).__name__
         raise ValueError(f"a session of format {found!r}; expected {FORMAT}")
-    try:
-        values = {field.name: held[field.name] for field in dataclasses.fields(Session)}
-        rounds = dataclasses.fields(Round)
-        values["rounds"] = [
-            Round(**{field.name: made[field.name] for field in rounds}) for made in held["rounds"]
-        ]
-        values["marks"] = {image: Mark(bool(said), int(on)) for image, said, on in held["marks"]}
-        values["undo"] = list(held["undo"])
-        return Session(**values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"a damaged session: {error!r}") from error
+    _check(held, SESSION_SHAPES, "")
+    rounds = [SINCE | made for made in held["rounds"]]
+    for place, made in enumerate(rounds):
+        _check(made, ROUND_SHAPES, f"round {place}: ")
+        if len(made["scores"]) != len(made["images"]):
+            raise ValueError(f"a damaged session: round {place} has images without scores")
+    if not held["current"] < len(rounds):
+        raise ValueError(f"a damaged session: there is no round {held['current']}")
+    values = {field.name: held[field.name] for field in dataclasses.fields(Session)}
+    names = [field.name for field in dataclasses.fields(Round)]
+    values["rounds"] = [Round(**{name: made[name] for name in names}) for made in rounds]
+    values["marks"] = {image: Mark(said, on) for image, said, on in held["marks"]}
+    values["undo"] = list(held["undo"])
+    return Session(**values)
+
+
+def _check(held: dict[str, Any], shapes: dict[str, Any], where: str) -> None:
+    for name, shape in shapes.items():
+        if name not in held:
+            raise ValueError(f"a damaged session: {where}{name!r} is missing")
+        if not fits(held[name], shape):
+            raise ValueError(f"a damaged session: {where}{name!r} is {str(held[name])[:100]!r}")
+
+
+def fits(value: Any, shape: Any) -> bool:
+    """Whether a value of JSON is of a type, a list of one ([type]), or some of these in turn."""
+    match shape:
+        case [of] if isinstance(shape, list):
+            return isinstance(value, list) and all(fits(one, of) for one in value)
+        case tuple():
+            same = isinstance(value, list) and len(value) == len(shape)
+            return same and all(map(fits, value, shape))
+        case type() if shape is int:
+            return type(value) is int and 0 <= value <= LARGEST
+    return isinstance(value, shape) and (shape is bool or not isinstance(value, bool))
 
 
 def _remember(session: Session, step: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Unsupervised training of an autoencoder by SGD (paper, section III.1, "Training parameters")."""
 
+import collections
 import contextlib
 import math
 import time
@@ -23,7 +24,7 @@ from air_jax.runtime.checksums import read_checked_json, write_checked_json
 from air_jax.runtime.progress import Progress, duration, say
 from air_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from air_jax.training.optimizer import learning_rate, make_optimizer
-from air_jax.training.profiling import PROFILE, Profile
+from air_jax.training.profiling import PROFILE, PROFILED_STEPS, Profile
 from air_jax.training.step import Phase, TrainState, compile_step, initial_state
 from air_jax.training.training_log import NonFiniteError, TrainingLog
 
@@ -31,6 +32,7 @@ MODEL_FILE = "model.json"  # image shape and pixel statistics, beside the checkp
 SCHEDULES = ("joint", "greedy")
 DTYPES = ("float32", "bfloat16")
 STEPS_BEFORE_ESTIMATE = 10
+CALLS_AHEAD = 1  # that wait behind the one on the devices: Ctrl-C waits for both
 
 
 class TrainResult(NamedTuple):
@@ -58,8 +60,9 @@ def steps_per_call(config: ml_collections.ConfigDict, images: np.ndarray, mesh: 
     """How many steps the devices do in one call: `train.steps_per_call`, or for 0 what is best.
 
     On an accelerator that the images [N, S, S, C] lie on that is an epoch, or as many steps as
-    there are between checkpoints if that is fewer; one else. On a CPU a loop of steps takes
-    several times as long as the same steps called one by one (`benchmarks/NOTES.md`).
+    there are between checkpoints if that is fewer; in a run with `profile` no more than the trace
+    holds. One else: on a CPU a loop of steps takes several times as long as the same steps called
+    one by one (`benchmarks/NOTES.md`).
     """
     if config.train.steps_per_call:
         return config.train.steps_per_call
@@ -67,7 +70,8 @@ def steps_per_call(config: ml_collections.ConfigDict, images: np.ndarray, mesh: 
     if on_cpu or not resident(config.data.loader, images.nbytes, mesh):
         return 1
     epoch = len(images) // config.train.batch * config.train.steps_per_batch
-    return min(epoch, config.log.checkpoint_steps)
+    most = PROFILED_STEPS if config.profile else epoch
+    return min(epoch, config.log.checkpoint_steps, most)
 
 
 def plan_phases(train: ml_collections.ConfigDict, depth: int, training_images: int) -> list[Phase]:
@@ -276,6 +280,7 @@ def _calls(
             state = state._replace(opt_state=fresh)
         compiled = _compile(training, state, phase, per_call, phase.end - step)
         distributed.barrier()  # Gloo gives up on a process that compiles for longer
+        under_way: collections.deque[jax.Array] = collections.deque()
         seconds_before, started = training.seconds["seconds"], time.monotonic()
         for batches in load(step, phase.end):
             steps = min(per_call, phase.end - step)
@@ -283,6 +288,9 @@ def _calls(
             dispatched = time.monotonic()
             state, metrics = compiled[steps](state, batches, noise_key)
             step += steps
+            under_way.append(metrics["loss"])
+            if len(under_way) > CALLS_AHEAD:
+                under_way.popleft().block_until_ready()
             profile.after_call(state, steps)
             log.add(step, metrics, dispatched)
             if step == phase.end:

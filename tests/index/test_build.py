@@ -1,7 +1,9 @@
 """Indexes of folders and of vectors: what is in them, after updates, errors and kills."""
 
+import concurrent.futures
 import csv
 import fcntl
+import gc
 import io
 import json
 import multiprocessing
@@ -10,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import killed
@@ -24,6 +27,7 @@ from air_jax.index.build import Options
 from air_jax.index.image_index import ImageIndex
 from air_jax.models import encode
 from air_jax.run import trained_net
+from air_jax.runtime import checksums
 
 ROOT = Path(__file__).parents[2]
 
@@ -103,6 +107,7 @@ def test_images_are_found_by_id_path_and_part_of_it(folder, made):
     assert index.find("#7", 1) == [image]
     assert index.find(image.path, 5)[0] == image
     assert image in index.find(image.path[2:].upper(), 5)
+    assert index.find("{}", 5) == []
     assert index.find("nothing like it", 5) == []
     assert len(index.find("png", 6)) == 6
     assert index.file(7) == (folder / image.path).resolve()
@@ -131,14 +136,156 @@ def test_only_what_changed_is_done_and_what_is_gone_is_dropped(copied, trained_r
     Image.new("RGB", (50, 50), "red").save(pictures / "2/002.png")
     os.utime(pictures / "0/003.png", ns=(1, 1))  # touched, content as before
     found = make(pictures, trained_run, out)
-    assert (found["added"], found["unchanged"]) == (2, 37)
+    assert (found["added"], found["unchanged"]) == (1, 37)
     make(pictures, trained_run, tmp_path / "fresh")
     assert content(out) == content(tmp_path / "fresh")
     index = ImageIndex(out)
     after = {image.path: image.id for image in index.images(index.ids.tolist())}
+    assert (found["moved"], found["dropped"]) == (1, 1)
     assert after["0/003.png"] == ids["0/003.png"]
+    assert after["1/moved.png"] == ids["1/001.png"]
     assert after["2/002.png"] not in ids.values()
     assert len(list(out.glob("codes-*"))) == 1
+
+
+def ids_of(out):
+    index = ImageIndex(out)
+    return {image.path: image.id for image in index.images(index.ids.tolist())}
+
+
+def test_a_folder_that_is_away_for_one_indexing_keeps_its_images(copied, trained_run):
+    pictures, out = copied
+    make(pictures, trained_run, out)
+    before, held = ids_of(out), content(out)
+    (pictures / "1").rename(pictures.parent / "away")
+    with pytest.raises(ValueError, match="13 of the 40 images .* dropped: 13 not there now"):
+        make(pictures, trained_run, out)
+    assert (ids_of(out), content(out)) == (before, held)
+    found = make(pictures, trained_run, out, drop_missing=True)
+    assert (found["size"], found["dropped"]) == (27, 13)
+    assert json.loads((out / "index.json").read_text())["dropped"] == 13
+    (pictures.parent / "away").rename(pictures / "1")
+    found = make(pictures, trained_run, out)
+    assert (found["added"], found["dropped"]) == (13, 0)
+    assert (ids_of(out), content(out)) == (before, held)
+
+
+def test_a_renamed_folder_keeps_its_images_and_nothing_is_decoded(copied, trained_run, monkeypatch):
+    pictures, out = copied
+    make(pictures, trained_run, out)
+    before = ids_of(out)
+    (pictures / "1").rename(pictures / "ones")
+    (pictures / "1").mkdir()
+    monkeypatch.setattr(build.decode_pool, "decode", None)
+    found = make(pictures, trained_run, out)
+    assert (found["added"], found["moved"], found["dropped"]) == (0, 13, 0)
+    assert ids_of(out) == {path.replace("1/", "ones/"): image for path, image in before.items()}
+    index = ImageIndex(out)
+    assert all(index.file(image) and index.thumbnail(image) for image in index.ids.tolist())
+
+
+def test_files_that_change_places_take_their_images_with_them(copied, trained_run):
+    pictures, out = copied
+    make(pictures, trained_run, out)
+    before = ids_of(out)
+    one, other = pictures / "0/000.png", pictures / "1/001.png"
+    one.rename(pictures / "x")
+    other.rename(one)
+    (pictures / "x").rename(other)
+    make(pictures, trained_run, out, rehash=True)
+    swapped = {"0/000.png": before["1/001.png"], "1/001.png": before["0/000.png"]}
+    assert ids_of(out) == before | swapped
+
+
+def test_equal_files_keep_their_own_images_by_path_then_by_name(copied, trained_run):
+    pictures, out = copied
+    for name in ("a.png", "b.png", "c.png"):
+        shutil.copy(pictures / "0/000.png", pictures / name)
+    make(pictures, trained_run, out)
+    before = ids_of(out)
+    for name in ("a.png", "b.png", "c.png"):
+        (pictures / name).rename(pictures.parent / name)
+    make(pictures, trained_run, out)
+    (pictures / "sub").mkdir()
+    (pictures.parent / "b.png").rename(pictures / "b.png")
+    (pictures.parent / "c.png").rename(pictures / "sub/c.png")
+    (pictures.parent / "a.png").rename(pictures / "0.png")
+    make(pictures, trained_run, out)
+    after = ids_of(out)
+    assert [after[name] for name in ("0.png", "b.png", "sub/c.png")] == [
+        before[name] for name in ("a.png", "b.png", "c.png")
+    ]
+
+
+def test_an_image_that_is_changed_and_put_back_gets_its_id_back(copied, trained_run):
+    pictures, out = copied
+    make(pictures, trained_run, out)
+    before, path = ids_of(out), pictures / "0/000.png"
+    kept = path.read_bytes()
+    for other in (b"no picture", (pictures / "0/003.png").read_bytes()):
+        path.write_bytes(other)
+        found = make(pictures, trained_run, out)
+        assert ids_of(out).get("0/000.png") != before["0/000.png"]
+        assert found["dropped"] == (other == b"no picture")
+        path.write_bytes(kept)
+        make(pictures, trained_run, out)
+        assert ids_of(out) == before
+
+
+def test_a_folder_that_was_moved_keeps_its_images(copied, trained_run):
+    pictures, out = copied
+    make(pictures, trained_run, out)
+    before = ids_of(out)
+    moved = pictures.rename(pictures.parent / "moved")
+    assert make(moved, trained_run, out)["unchanged"] == 40
+    assert ids_of(out) == before
+    assert ImageIndex(out).file(1).is_relative_to(moved)
+    pictures.mkdir()
+    with pytest.raises(ValueError, match="folder="):
+        make(pictures, trained_run, out)
+
+
+def test_what_cannot_be_looked_at_stays_in_the_index(copied, trained_run, unprivileged):
+    pictures, out = copied
+    make(pictures, trained_run, out)
+    before, held = ids_of(out), content(out)
+    closed = [pictures / "1", pictures / "0/000.png"]
+    for path in closed:
+        path.chmod(0)
+    command = [*unprivileged, sys.executable, "-m", "air_jax.index", f"--images={pictures}"]
+    command += [f"--model={trained_run}", f"--out={out}", "--workers=1", "--rehash"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "14 kept though they cannot be looked at" in done.stdout
+    assert (ids_of(out), content(out)) == (before, held)
+    for path in closed:
+        path.chmod(0o700)
+    assert make(pictures, trained_run, out)["unseen"] == 0
+    assert (ids_of(out), content(out)) == (before, held)
+
+
+def test_excluding_a_large_part_has_to_be_asked_for(copied, trained_run):
+    pictures, out = copied
+    make(pictures, trained_run, out)
+    with pytest.raises(ValueError, match="13 left out by --exclude"):
+        make(pictures, trained_run, out, exclude=("1",))
+    assert make(pictures, trained_run, out, exclude=("1",), drop_missing=True)["size"] == 27
+
+
+def test_what_is_left_out_is_counted_and_named(trained_run, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    write_pictures(folder, 3)
+    (folder / "IMG_1.heic").write_bytes(b"x")
+    (folder / "@eaDir").mkdir()
+    (folder / "album").symlink_to(tmp_path)
+    make(folder, trained_run, folder / "an index")
+    found = make(folder, trained_run, tmp_path / "index")
+    assert (found["size"], found["unread_formats"]) == (3, {".heic": 1})
+    named = {key: found[key] for key in ("unread_files", "links", "excluded", "indexes")}
+    assert list(named.values()) == [["IMG_1.heic"], ["album"], ["@eaDir"], ["an index"]]
+    said = capsys.readouterr().out
+    for text in ("1 links to folders", "'album'", "1 .heic files", "'@eaDir'", "'an index'"):
+        assert text in said
 
 
 def test_rehash_finds_a_change_that_size_and_time_do_not_tell(copied, trained_run):
@@ -341,6 +488,76 @@ def test_no_live_database_is_opened_but_by_sqlite(copied, trained_run):
     assert not [path for path in opened if ".sqlite" in path]
 
 
+def test_an_indexer_that_ends_while_an_index_is_opened_is_no_damage(
+    copied, trained_run, monkeypatch
+):
+    pictures, out = copied
+    make(pictures, trained_run, out)
+    damage, times = checksums.damage, []
+
+    def slow(*arguments, **named):
+        times.append(1)
+        if len(times) == 1:
+            monkeypatch.setattr(checksums, "damage", damage)
+            Image.new("RGB", (50, 50), "red").save(pictures / "new.png")
+            make(pictures, trained_run, out)
+            monkeypatch.setattr(checksums, "damage", slow)
+        return damage(*arguments, **named)
+
+    monkeypatch.setattr(checksums, "damage", slow)
+    index = ImageIndex(out)
+    assert len(index.ids) == len(index.codes) == 41
+    assert len(times) == 2
+
+
+def test_an_index_that_is_no_longer_used_leaves_no_file_open(made):
+    def opened() -> int:
+        links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+        return sum(os.path.realpath(link).startswith(str(made)) for link in links)
+
+    before = opened()
+    gc.disable()
+    try:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            for _ in range(3):
+                index = ImageIndex(made)
+                together = threading.Barrier(4)
+
+                def look(image, index=index, together=together):
+                    together.wait()
+                    return index.thumbnail(image), index.find("png", 3)
+
+                assert all(list(pool.map(look, range(1, 5))))
+                assert opened() > before
+                del index, look
+        assert opened() == before
+    finally:
+        gc.enable()
+
+
+def test_a_read_only_folder_is_not_called_damaged(copied, trained_run, unprivileged):
+    pictures, out = copied
+    program = (
+        "import sys, pathlib; from air_jax.index.image_index import ImageIndex; "
+        "ImageIndex(pathlib.Path(sys.argv[1]))"
+    )
+    opening = [*unprivileged, sys.executable, "-c", program, str(out)]
+    indexing = [*unprivileged, sys.executable, "-m", "air_jax.index", f"--images={pictures}"]
+    indexing += [f"--model={trained_run}", f"--out={out}", "--workers=1"]
+    files = [path for path in out.iterdir() if path.is_file()]
+    for path in (*files, out):
+        path.chmod(0o500 if path.is_dir() else 0o400)
+    try:
+        for command in (opening, indexing):
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode != 0
+            assert "damaged" not in done.stderr
+            assert "catalogue.sqlite cannot be used" in done.stderr or "/lock'" in done.stderr
+    finally:
+        for path in (out, *files):
+            path.chmod(0o700)
+
+
 def test_what_is_no_index_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="it is no index"):
         ImageIndex(tmp_path)
@@ -435,11 +652,86 @@ def test_vectors_keep_their_rows_with_metadata_and_thumbnails(vectors, folder, t
         index.encode(Image.new("RGB", (8, 8)))
 
 
+def test_pictures_of_vectors_are_looked_for_again_and_replaced_with_their_files(vectors, tmp_path):
+    path, _ = vectors
+    pictures, out = tmp_path / "pictures", tmp_path / "index"
+    write_pictures(pictures, 9)
+    names = [f"{n % 3}/{n:03d}.png" for n in range(9)]
+    table = write_csv(tmp_path / "rows.csv", [{"path": name} for name in names])
+    for name in names[:2]:
+        (pictures / name).rename(tmp_path / Path(name).name)
+
+    def made(**options):
+        found = build.index_vectors(path, table, pictures, out, Options(**options))
+        index = ImageIndex(out)
+        thumbnails = [index.thumbnail(image) for image in range(1, 10)]
+        return {one["path"] for one in found["broken"]}, thumbnails
+
+    broken, before = made()
+    assert (broken, before[:2]) == (set(names[:2]), [None, None])
+    (tmp_path / "000.png").rename(pictures / names[0])
+    broken, now = made()
+    assert broken == {names[1]}
+    assert now[0] is not None
+    assert now[1:] == before[1:]
+    # Replaced: the time tells, or with --rehash the content.
+    Image.new("RGB", (50, 50), "red").save(pictures / names[2])
+    other = made()[1]
+    assert other[2] not in (None, now[2])
+    assert [*other[:2], *other[3:]] == [*now[:2], *now[3:]]
+    status = (pictures / names[3]).stat()
+    Image.new("RGB", (50, 50), "red").save(pictures / names[3])
+    with (pictures / names[3]).open("r+b") as file:
+        file.truncate(status.st_size)
+    os.utime(pictures / names[3], ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert made()[1] == other
+    assert made(rehash=True)[1][3] == other[2]
+    # Spoilt: a thumbnail of what is not there any more would be wrong. Away: it would not.
+    (pictures / names[4]).write_bytes(b"no picture")
+    (pictures / names[5]).unlink()
+    broken, last = made()
+    assert broken == {names[1], names[4], names[5]}
+    assert last[4] is None
+    assert last[5] == other[5]
+    assert made() == (broken, last)
+
+
+def test_vectors_none_of_whose_pictures_is_there_are_refused(vectors, tmp_path):
+    table = write_csv(tmp_path / "rows.csv", [{"path": "nothing.png"}] * 9)
+    with pytest.raises(ValueError, match="1 are named, the first of them 'nothing.png'"):
+        build.index_vectors(vectors[0], table, tmp_path, tmp_path / "index", Options())
+    assert not (tmp_path / "index").exists()
+
+
 def test_vectors_without_metadata_are_known_by_their_rows(vectors, tmp_path):
     build.index_vectors(vectors[0], None, None, tmp_path / "index", Options(storage="int8"))
     index = ImageIndex(tmp_path / "index")
     assert index.images([3])[0].label == "row 2"
     assert index.codes.storage == "int8"
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("caption", []),  # the name of a column
+        ('": "', []),
+        ("STRASSE", [1]),
+        ("straße", [1]),
+        ("CAFE\u0301", [2]),
+        ("caf\u00e9", [2]),
+        ("ÀÉ", [3]),
+        ("two\nlines", [4]),
+        ('a "b', [4]),
+        ("3", [3]),
+    ],
+)
+def test_texts_are_found_in_values_only_without_case_and_however_accents_are_written(
+    vectors, tmp_path, text, rows
+):
+    captions = ["Straße", "Cafe\u0301", "A\u0300\u00c9", 'two\nlines: a "b"', *"....."]
+    table = write_csv(tmp_path / "rows.csv", [{"caption": caption} for caption in captions])
+    build.index_vectors(vectors[0], table, None, tmp_path / "index", Options())
+    assert [image.id for image in ImageIndex(tmp_path / "index").find(text, 20)] == rows
 
 
 def test_vectors_that_cannot_be_meant_are_refused(vectors, tmp_path):
@@ -486,3 +778,20 @@ def test_decoding_keeps_the_order_of_files(tmp_path):
     paths = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
     task = decode_pool.Task(str(tmp_path), None, "crop", decoding.Limits())
     assert [one.path for one in decode_pool.decode(paths, task, 2)] == paths
+
+
+def test_of_another_net_the_runs_and_what_differs_are_named(copied, trained_run, tmp_path):
+    pictures, out = copied
+    other = tmp_path / "other"
+    shutil.copytree(trained_run, other)
+    for name, section, key, value in (
+        ("config.json", "config", "seed", 7),
+        ("model.json", "mean", 0, 0.25),
+    ):
+        changed = json.loads((other / name).read_text())
+        changed[section][key] = value
+        del changed["checksum"]
+        (other / name).write_text(json.dumps(changed))
+    message = "of another net, of the run tiny; --model is the run other .seed was 0, now 7"
+    with pytest.raises(ValueError, match=message):
+        make(pictures, other, out)

@@ -8,8 +8,8 @@ import pytest
 from conftest import class_images
 
 from air_jax.models import encode, net_file
-from air_jax.run.work_directory import flatten
 from air_jax.runtime.atomic_files import read_npz, write_npz
+from air_jax.runtime.command_line import flatten
 from air_jax.training import loop
 
 IMAGES, _ = class_images(6)

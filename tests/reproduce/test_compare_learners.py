@@ -12,7 +12,8 @@ from air_jax.configs import quickstart
 from air_jax.feedback.learners import LEARNERS
 from air_jax.reproduce import compare_learners
 from air_jax.reproduce.kept_results import KeptResults
-from air_jax.run import jobs, work_directory
+from air_jax.run import jobs
+from air_jax.runtime import command_line
 from air_jax.runtime.atomic_files import write_json
 from air_jax.runtime.checksums import write_checked_json
 
@@ -100,7 +101,7 @@ def digits_run(tmp_path):
     """A work directory's config and codes, of scikit-learn's digits."""
     config = quickstart.get_config()
     config.data.size = 8
-    write_json(tmp_path / "config.json", {"config": work_directory.flatten(config)})
+    write_json(tmp_path / "config.json", {"config": command_line.flatten(config)})
     job = jobs.load(config)
     labels = job.dataset.labels
     size, queries = len(job.database), len(job.queries)

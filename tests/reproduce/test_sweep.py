@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -172,7 +173,10 @@ def test_a_sweep_stopped_and_continued_equals_an_uninterrupted_one(
     _, (first, second) = described(tmp_path)
     assert first["map"] is not None
     assert second["map_reason"] == "not done yet"
-    assert "1 to do" in sweep.describe(members, STAGES)
+    told = sweep.describe(members, STAGES)
+    assert "1 to do" in told
+    assert "judged by those done: " in told
+    assert "of compiling and evaluation" in told
     sweep.run(members, STAGES)
     assert without_times(described(tmp_path)[1]) == without_times(described(done)[1])
     assert "0 to do" in sweep.describe(members, STAGES)
@@ -402,3 +406,16 @@ def test_sweeps_and_single_runs_name_each_others_command(command, config, messag
     done = call(command, f"--config={config}")
     assert done.returncode == 2
     assert re.search(message, done.stderr)
+
+
+def test_the_time_left_counts_training_by_its_work_and_all_else_by_members():
+    def member(work, steps):
+        workdir = SimpleNamespace(result=lambda stage: {"seconds": steps})
+        return SimpleNamespace(work=lambda: work, workdir=workdir)
+
+    pace = sweep._Pace()
+    pace.add(member(10, 5.0), ["train", "encode"], 25.0)
+    pace.add(member(30, 15.0), ["train", "encode"], 35.0)
+    pace.add(member(30, 15.0), ["encode"], 20.0)  # it was trained before
+    left = [(member(100, None), ["train", "encode"]), (member(100, None), ["encode"])]
+    assert pace.seconds(left) == (50.0, 40.0)

@@ -15,8 +15,9 @@ from jobs import RUN
 
 from air_jax.configs import default
 from air_jax.run import jobs, pipeline
-from air_jax.run.work_directory import RESULTS_FILE, STAGES, WorkDir, flatten
+from air_jax.run.work_directory import RESULTS_FILE, STAGES, WorkDir
 from air_jax.runtime import sharding
+from air_jax.runtime.command_line import flatten
 from air_jax.training import loop
 from air_jax.training.training_log import NonFiniteError
 

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import pytest
 from conftest import ROOT, class_images
 from program import ENVIRONMENT, call, command, results, run
 
+from air_jax.feedback import learners
 from air_jax.main import main
 from air_jax.runtime.command_line import find_config
 from air_jax.training import loop
@@ -59,8 +61,8 @@ def test_results_have_every_key_of_the_schema(finished):
         "train": "epochs steps batch dtype seconds compile_seconds images_per_second loss "
         "constant_loss pca_loss code_shuffled_loss",
         "encode": "images_per_second",
-        "retrieval": "map map_ci95 precision_at_10 precision_at_100 recall_at_1000 nn_accuracy "
-        "seconds",
+        "retrieval": "different_codes map map_ci95 precision_at_10 precision_at_100 "
+        "recall_at_1000 nn_accuracy seconds",
         "baselines": "random pixels pca untrained",
         "feedback": "none svc svc_linear svc_pseudo rocchio",
     }
@@ -135,6 +137,38 @@ def test_a_changed_evaluation_key_redoes_only_later_stages_and_says_so(finished,
     assert "retrieve: done before" in again.stdout
     assert "feedback: feedback.marks_per_round was 5, now 3" in again.stdout
     assert results(workdir)["feedback"]["svc"]["marks_per_round"] == 3
+
+
+def test_a_learner_that_changed_gives_feedback_again_and_the_others_do_not(
+    finished, images, tmp_path, monkeypatch
+):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished, workdir)
+    rocchio = partial(learners.rocchio, alpha=1.0, beta=0.75, gamma=0.5)
+    monkeypatch.setitem(learners.LEARNERS, "rocchio", rocchio)
+    before = {p.stem: p.stat().st_mtime_ns for p in (workdir / "feedback").iterdir()}
+    again = run(workdir, images)
+    assert again.returncode == 0, again.stderr
+    assert "feedback: rocchio: gamma was 0.15, now 0.5\n" in again.stdout
+    after = {p.stem: p.stat().st_mtime_ns for p in (workdir / "feedback").iterdir()}
+    assert {name for name in before if before[name] != after[name]} == {"rocchio"}
+    assert results(workdir)["feedback"]["rocchio"]["params"]["gamma"] == 0.5
+
+
+def test_learners_that_are_no_longer_asked_for_keep_their_files_and_are_named(
+    finished, images, tmp_path
+):
+    workdir = tmp_path / "copy"
+    shutil.copytree(finished, workdir)
+    before = {p.name: p.stat().st_mtime_ns for p in (workdir / "feedback").iterdir()}
+    fewer = run(workdir, images, feedback__learners="('none','svc')")
+    assert fewer.returncode == 0, fewer.stderr
+    assert "rocchio, svc_linear, svc_pseudo: not in feedback.learners" in fewer.stdout
+    assert results(workdir)["feedback"].keys() == {"none", "svc"}
+    all_again = run(workdir, images)
+    assert "not in feedback.learners" not in all_again.stdout
+    assert results(workdir)["feedback"].keys() == results(finished)["feedback"].keys()
+    assert before == {p.name: p.stat().st_mtime_ns for p in (workdir / "feedback").iterdir()}
 
 
 def test_a_changed_training_key_is_refused_and_overwrite_keeps_the_old(finished, images, tmp_path):
@@ -217,6 +251,7 @@ def test_killed_in_the_middle_of_training_the_same_command_ends_as_if_undisturbe
         ((), {"model__depth": "deep"}, "model.depth"),
         ((), {"train__batch": 1000}, "train.batch=1000 is larger than the training set"),
         ((), {"data__dir": "nowhere.npz"}, "nowhere.npz"),
+        ((), {"data__dir": str(ROOT)}, "is a folder; data.name='arrays' needs an .npz file"),
         ((), {"data__queries_per_class": 20}, "takes 20 of each class"),
         ((), {"data__train_images": 65}, "data.train_images=65"),
         ((), {"data__loader": "disk"}, "data.loader='disk'"),

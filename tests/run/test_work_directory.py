@@ -4,12 +4,16 @@ import hashlib
 import json
 import os
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from air_jax.configs import default
+from air_jax.feedback import learners
 from air_jax.run import work_directory
 from air_jax.run.work_directory import WorkDir
+from air_jax.search import baselines
 
 
 @pytest.fixture
@@ -64,6 +68,73 @@ def test_keys_without_effect_on_the_results_redo_nothing(folder, key):
     config = changed(folder.config, **{key: value})
     assert redone(folder, config) == {}
     WorkDir(folder.path, config, "data").check()
+
+
+def test_a_learners_other_constants_or_code_redo_its_stage_and_the_message_says_so(
+    folder, monkeypatch
+):
+    monkeypatch.setitem(
+        learners.LEARNERS, "svc", partial(learners.support_vector, kernel="rbf", C=0.1)
+    )
+    assert redone(folder)["feedback"] == "svc: C was 10.0, now 0.1"
+    monkeypatch.undo()
+    assert redone(folder) == {}
+    monkeypatch.setitem(learners.LEARNERS, "svc", learners.no_feedback)
+    assert "svc: its code changed" in redone(folder)["feedback"]
+    monkeypatch.undo()
+    monkeypatch.setattr(learners.svm, "TOLERANCE", 0.5)  # of a module that learners use
+    assert "svc_linear: its code changed" in redone(folder)["feedback"]
+    assert "none" not in redone(folder)["feedback"]
+
+
+def test_another_constant_of_a_baseline_redoes_the_first_retrieval(folder, monkeypatch):
+    monkeypatch.setattr(baselines, "CENTROIDS", 7)
+    assert "kmeans: its code changed" in redone(folder)["retrieve"]
+
+
+def test_the_constants_of_learners_are_compared_in_records_that_hold_no_code(folder, monkeypatch):
+    results = {name: {"params": learners.parameters(name)} for name in ("none", "svc", "rocchio")}
+    folder.finish("feedback", results, ["feedback.bin"])
+    record = folder / "stages" / "feedback.json"
+    older = json.loads(record.read_text())
+    del older["code"]
+    record.write_text(json.dumps(older))
+    folder.finish("report", {}, ["report.bin"])
+    assert redone(folder) == {}
+    svc = partial(learners.support_vector, kernel="rbf", C=0.1)
+    monkeypatch.setitem(learners.LEARNERS, "svc", svc)
+    assert redone(folder)["feedback"] == "svc: C was 10.0, now 0.1"
+
+
+def test_a_key_that_an_older_run_does_not_have_means_its_default(folder, monkeypatch):
+    with_more = default.get_config
+
+    def newer():
+        config = with_more()
+        config.model.bias = True
+        config.feedback.patience = 3
+        return config
+
+    monkeypatch.setattr(default, "get_config", newer)
+    config = folder.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.bias = True
+        config.feedback.patience = 3
+    assert redone(folder, config) == {}
+    WorkDir(folder.path, config, "data").check()
+    config.feedback.patience = 4
+    assert redone(folder, config)["feedback"] == "feedback.patience was 3, now 4"
+    config.model.bias = False
+    with pytest.raises(ValueError, match="model.bias was True, now False"):
+        WorkDir(folder.path, config, "data").check()
+
+
+def test_a_key_that_is_no_more_is_named(folder):
+    config = folder.config.copy_and_resolve_references()
+    with config.unlocked():
+        del config.model.input_residual
+    with pytest.raises(ValueError, match="model.input_residual was False, and there is no such"):
+        WorkDir(folder.path, config, "data").check()
 
 
 def test_missing_and_damaged_files_redo_their_stage(folder):

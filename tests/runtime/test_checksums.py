@@ -1,13 +1,22 @@
 """Damaged files are named; a file is read for its checksum again only when it has changed."""
 
 import hashlib
+import importlib.util
 import json
+import linecache
 import os
+import sys
 
 import pytest
 
 from air_jax.runtime import checksums
-from air_jax.runtime.checksums import damage, read_checked_json, sha256_of, write_checksums
+from air_jax.runtime.checksums import (
+    damage,
+    hash_of_code,
+    read_checked_json,
+    sha256_of,
+    write_checksums,
+)
 
 
 @pytest.fixture
@@ -60,3 +69,57 @@ def test_checked_json_is_refused_when_changed_and_taken_without_a_checksum(tmp_p
     assert read_checked_json(path) == {"a": 3}
     with pytest.raises(FileNotFoundError):
         read_checked_json(tmp_path / "nothing.json")
+
+
+CODE = '''
+from functools import partial
+
+RATE = 2
+
+def helper(x):
+    return x * RATE
+
+def make(scale):
+    def scaled(x):
+        return helper(x) * scale
+    return scaled
+
+def one(x, *, C):
+    """Says something."""
+    return helper(x) + C  # why
+
+learner = partial(one, C=1)
+fixed = make(3)
+short = lambda x: x + 1
+'''
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("Says something", "Says it better", set()),
+        ("  # why", "", set()),
+        ("def one(x, *", "def one(x: float, *", set()),
+        ("+ C", "- C", {"learner"}),
+        ("RATE = 2", "RATE = 3", {"learner", "fixed"}),
+        ("x * RATE", "x / RATE", {"learner", "fixed"}),
+        ("make(3)", "make(4)", {"fixed"}),
+        ("x: x + 1", "x: x + 2", {"short"}),
+    ],
+)
+def test_the_hash_of_code_changes_with_what_it_does_and_not_with_what_is_said_of_it(
+    tmp_path, monkeypatch, old, new, changed
+):
+    def hashes(text):
+        """Of the functions in a module of this text, loaded anew as in another process."""
+        (tmp_path / "edited.py").write_text(text)
+        linecache.clearcache()
+        spec = importlib.util.spec_from_file_location("edited", tmp_path / "edited.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "edited", module)
+        exec(compile(text, tmp_path / "edited.py", "exec"), vars(module))
+        return {name: hash_of_code(getattr(module, name)) for name in ("learner", "fixed", "short")}
+
+    assert old in CODE
+    before, after = hashes(CODE), hashes(CODE.replace(old, new))
+    assert {name for name in before if before[name] != after[name]} == changed

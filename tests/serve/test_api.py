@@ -1,10 +1,16 @@
 """The HTTP interface over an index: what a person does, what is refused, what replay repeats."""
 
 import csv
+import gc
 import io
 import json
+import os
+import re
+import shutil
+import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,6 +31,7 @@ pytest.importorskip("httpx", reason="httpx is not installed (pip install 'air_ja
 
 from fastapi.testclient import TestClient
 
+from air_jax.serve import sessions
 from air_jax.serve.api import make_app
 from air_jax.serve.service import Following, Service
 
@@ -44,9 +51,11 @@ def index(trained_run, tmp_path_factory) -> Path:
     return out
 
 
-def open_client(index: Path, sessions: Path) -> TestClient:
-    service = Service(ImageIndex(index), SessionStore(sessions), LIMITS)
-    return TestClient(make_app(lambda: service), raise_server_exceptions=False)
+def open_client(index: Path, sessions: Path, round_seconds: float = 50) -> TestClient:
+    service = Service(ImageIndex(index), SessionStore(sessions), LIMITS, round_seconds)
+    client = TestClient(make_app(lambda: service), raise_server_exceptions=False)
+    client.service = service
+    return client
 
 
 @pytest.fixture
@@ -367,11 +376,13 @@ def followed(trained_run, tmp_path):
     def index():
         return build.index_images(folder, trained_run, out, Options())
 
-    def opened() -> Service:
-        return Service(ImageIndex(out), store, LIMITS)
+    def opened(before: Service | None = None) -> Service:
+        index = ImageIndex(out)
+        in_place = before is not None and before.store.is_in_place()
+        store = before.store if in_place else SessionStore(out / "sessions.sqlite")
+        return Service(index, store, LIMITS)
 
     index()
-    store = SessionStore(tmp_path / "sessions.sqlite")
     following = Following(opened(), opened)
     client = TestClient(make_app(lambda: following.service), raise_server_exceptions=False)
     return folder, index, following, client
@@ -403,6 +414,45 @@ def test_an_index_made_anew_is_served_without_a_new_start_and_sessions_go_on(fol
     assert len(before.index.codes.exact) == 12
 
 
+def test_a_session_goes_on_and_is_replayed_after_a_folder_was_renamed(followed, tmp_path):
+    folder, index, following, client = followed
+    session = played(client)
+    file = tmp_path / "session.json"
+    file.write_bytes(client.get(f"/api/sessions/{session['session']}/export.json").content)
+    (folder / "1").rename(folder / "renamed")
+    index()
+    assert following.look() is True
+    found = ask(client, "GET", f"/sessions/{session['session']}")
+    assert shown(found) == shown(session)
+    labels = [one["item"]["label"] for one in found["marks"]]
+    labels += [one["label"] for one in found["round"]["results"]]
+    assert not [label for label in labels if label.startswith(("1/", "("))]
+    go_on(client, session)
+    held = session_files.read(file)
+    pairs = session_files.replay(held, following.service.index)
+    assert all(session_files.compared(*pair)["same"] for pair in pairs)
+    held["contents"][str(shown(session)[0])] = "0" * 64
+    with pytest.raises(ValueError, match="it is of another index"):
+        session_files.replay(held, following.service.index)
+
+
+def test_a_picture_of_vectors_that_was_replaced_is_shown_anew(tmp_path):
+    write_pictures(tmp_path / "pictures", 3)
+    np.save(tmp_path / "codes.npy", np.eye(3))
+    (tmp_path / "rows.csv").write_text("path\n0/000.png\n1/001.png\n2/002.png\n")
+    paths = (tmp_path / "codes.npy", tmp_path / "rows.csv", tmp_path / "pictures", tmp_path / "ix")
+    build.index_vectors(*paths, Options())
+    client = open_client(tmp_path / "ix", tmp_path / "sessions.sqlite")
+    before = client.get("/api/images/1/thumbnail")
+    (tmp_path / "pictures/0/000.png").write_bytes(png())
+    build.index_vectors(*paths, Options())
+    known = {"if-none-match": before.headers["etag"]}
+    after = client.get("/api/images/1/thumbnail", headers=known)
+    assert after.status_code == 200
+    assert after.content != before.content
+    assert client.get("/api/images/1").json()["width"] == 20
+
+
 def test_an_index_that_cannot_be_opened_anew_is_still_served_as_it_was(followed):
     folder, index, following, client = followed
     (folder / "new.png").write_bytes(png(colour="blue"))
@@ -426,6 +476,191 @@ def test_a_server_notices_by_itself_that_its_index_was_made_anew(followed):
         time.sleep(0.01)
     following.end()
     assert following.service.index.about["size"] == 13
+
+
+def test_every_generation_is_served_however_many_threads_read(followed):
+    folder, index, following, client = followed
+    for generation in range(2, 8):
+        (folder / f"{generation}.png").write_bytes(png(colour=(generation, 0, 0)))
+        index()
+        assert following.look() is True
+        threads = [threading.Thread(target=client.get, args=["/api/images"]) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        about = ask(client, "GET", "/images")
+        assert (about["generation"], about["total"]) == (generation, 11 + generation)
+
+
+def test_an_index_that_is_replaced_while_it_is_served_is_never_mixed_with_the_old_one(followed):
+    folder, index, following, client = followed
+    session = start(client, images=[5])
+    version = ask(client, "GET", "/index")["version"]
+    shutil.rmtree(folder)
+    shutil.rmtree(folder.parent / "index")
+    for path in ("/index", "/images", "/images/1", f"/sessions/{session['session']}"):
+        assert "deleted or replaced" in ask(client, "GET", path, 503)["error"]
+    marks = {"marks": [{"image": 5, "relevant": True}]}
+    ask(client, "POST", f"/sessions/{session['session']}/marks", 503, json=marks)
+    assert following.look() is False
+    write_pictures(folder, 12, seed=1)
+    (folder / "0/new.png").write_bytes(png())  # the ids after it are of other pictures
+    index()
+    ask(client, "GET", "/images", 503)
+    assert following.look() is True
+    about = ask(client, "GET", "/index")
+    assert (about["generation"], about["size"]) == (1, 13)
+    assert about["version"] != version
+    ask(client, "GET", f"/sessions/{session['session']}", 404)
+    mark(client, start(client, images=[5]), i5=True)
+    again = SessionStore(folder.parent / "index" / "sessions.sqlite")
+    assert [one["relevant"] for one in again.summaries()] == [1]
+    opened = ImageIndex(folder.parent / "index")
+    for one in ask(client, "GET", "/images")["images"]:
+        assert one["label"] == opened.images([one["image"]])[0].path
+
+
+def test_a_look_that_fails_in_any_way_is_said_once_and_tried_again(followed, monkeypatch, capsys):
+    folder, index, following, _ = followed
+
+    def fail(self):
+        raise sqlite3.DatabaseError("database disk image is malformed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageIndex, "is_newest", fail)
+        assert following.look() is following.look() is False
+    assert capsys.readouterr().out.count("disk image is malformed") == 1
+    (folder / "new.png").write_bytes(png())
+    index()
+    assert following.look() is True
+
+
+def test_an_index_that_was_replaced_leaves_no_open_files(followed):
+    folder, index, following, client = followed
+
+    def held() -> int:
+        gc.collect()
+        out = str(folder.parent / "index")
+        files = [os.path.realpath(path) for path in Path("/proc/self/fd").iterdir()]
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        return sum(out in line for line in files + maps)
+
+    counts = []
+    for turn in range(4):
+        (folder / f"{turn}.png").write_bytes(png(colour=(turn, 0, 0)))
+        index()
+        assert following.look() is True
+        start(client, images=[5])
+        counts.append(held())
+    assert counts[-1] <= counts[1]  # SQLite keeps what it may need again
+
+
+def test_an_index_of_other_vectors_does_not_show_its_rows_in_older_sessions(tmp_path):
+    file, out = tmp_path / "codes.npy", tmp_path / "index"
+    np.save(file, np.random.default_rng(0).normal(size=(30, 6)))
+    build.index_vectors(file, None, None, out, Options())
+    path = f"/sessions/{start(open_client(out, tmp_path / 's.sqlite'), images=[3])['session']}"
+    np.save(file, np.random.default_rng(1).normal(size=(30, 6)))
+    build.index_vectors(file, None, None, out, Options())
+    client = open_client(out, tmp_path / "s.sqlite")
+    for method, what in (("GET", ""), ("POST", "/undo"), ("GET", "/export.json")):
+        assert "made anew" in ask(client, method, path + what, 409)["error"]
+    ask(client, "DELETE", path)
+
+
+def test_every_learner_makes_a_round_of_an_index_that_is_judged_wholly(client):
+    session = start(client, images=[5])
+    mark(client, session, **{f"i{image}": image % 2 == 0 for image in range(1, SIZE + 1)})
+    for learner in ask(client, "GET", "/index")["learners"]:
+        found = go_on(client, session, learner=learner, hide_judged=False)
+        assert len(shown(found)) == 6
+
+
+def test_two_clicks_make_one_round(client):
+    session = start(client, images=[5])
+    mark(client, session, i7=True)
+    path = f"/sessions/{session['session']}"
+    answers = []
+
+    def click(**asked) -> None:
+        answers.append(client.post(f"/api{path}/rounds", json={"count": 6, **asked}))
+
+    for asked in ({}, {"follows": 0}):
+        threads = [threading.Thread(target=click, kwargs=asked) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(ask(client, "GET", path)["rounds"]) == 2
+    assert {answer.status_code for answer in answers[:2]} == {200}
+    assert answers[0].json()["rounds"] == answers[1].json()["rounds"]
+    assert [answer.status_code for answer in answers[2:]] == [409, 409]
+    assert "round 1 is shown now" in answers[2].json()["error"]
+    assert go_on(client, session, follows=1)["current"] == 2
+    # Other settings or other marks make another round.
+    assert go_on(client, session, learner="svc")["current"] == 3
+    mark(client, session, i8=False)
+    assert go_on(client, session, learner="svc")["current"] == 4
+
+
+def test_a_round_is_not_added_to_a_session_that_has_gone_on_without_it(client):
+    token = start(client, images=[5])["session"]
+    service = client.service
+    before = service.session(token)
+    settings = {"learner": "svc", "show": "best", "count": 6, "hide_judged": True}
+    made = service.searcher.next_round(before, service.code_of, **settings)
+    go_on(client, {"session": token}, learner="rocchio")
+    with service.store.change(token) as session, pytest.raises(sessions.Conflict):
+        sessions.add_round(session, made, after=before.rounds[0])
+    assert [made.learner for made in service.session(token).rounds] == [None, "rocchio"]
+
+
+def test_a_round_that_takes_too_long_is_given_up_and_blocks_nobody(index, tmp_path, monkeypatch):
+    client = open_client(index, tmp_path / "sessions.sqlite", round_seconds=1)
+    session, other = start(client, images=[5]), start(client, images=[6])
+    engine, release = client.service.searcher.engine, threading.Event()
+    search = engine.next_round
+
+    def slow(learner, *rest, **settings):
+        if learner == "svc":
+            assert release.wait(60)
+        return search(learner, *rest, **settings)
+
+    monkeypatch.setattr(engine, "next_round", slow)
+    answers = []
+    path = f"/api/sessions/{session['session']}/rounds"
+    asking = threading.Thread(
+        target=lambda: answers.append(client.post(path, json={"count": 6, "learner": "svc"}))
+    )
+    asking.start()
+    assert mark(client, session, i7=True)["marks"]
+    assert go_on(client, other)["current"] == 1
+    asking.join()
+    assert answers[0].status_code == 503
+    assert "longer than 1 s" in answers[0].json()["error"]
+    release.set()
+    client.service.long_work._threads.shutdown(wait=True)
+    found = ask(client, "GET", f"/sessions/{session['session']}")
+    assert (len(found["rounds"]), len(found["marks"])) == (1, 1)
+
+
+@pytest.mark.parametrize("bug", [KeyError("key"), ValueError("a shape"), AssertionError()])
+def test_a_fault_of_the_program_is_500_and_its_number_stands_in_the_log(
+    client, monkeypatch, capsys, bug
+):
+    session = start(client, images=[5])
+
+    def fail(*_, **__):
+        raise bug
+
+    monkeypatch.setattr(client.service.searcher.engine, "next_round", fail)
+    path = f"/sessions/{session['session']}/rounds"
+    said = ask(client, "POST", path, 500, json={"count": 6})["error"]
+    number = re.search(r"number ([0-9a-f]{8});", said)[1]
+    log = capsys.readouterr().out
+    assert f"fault {number} at POST /api{path}" in log
+    assert "Traceback" in log
 
 
 def test_the_interface_is_described(client):

@@ -26,16 +26,29 @@ def total(numbers: list[int]) -> int:
     return sum(numbers)
 
 
-@app.api_route("/{path:path}", methods=["GET", "HEAD", "POST"])
+@app.get("/where/{path:path}")
+async def where(request: Request) -> str:
+    return request.scope["path"]
+
+
+@app.api_route("/{path:path}", methods=["GET", "POST"])
 async def echo(request: Request) -> Response:
     return Response(await request.body())
 
 
 def request(
-    method="GET", path="/api/index", headers=HOST, body=(b"",), query=b"", token=None, wait=0.0
+    method="GET",
+    path="/api/index",
+    headers=HOST,
+    body=(b"",),
+    query=b"",
+    token=None,
+    wait=0.0,
+    public=("", ""),
 ):
     """Status, headers and body of one request; `body` comes in parts."""
-    guard = Guard(app, ("localhost", "127.0.0.1", "::1"), token, "/api/uploads", BOUNDS)
+    hosts = ("localhost", "127.0.0.1", "::1")
+    guard = Guard(app, hosts, token, "/api/uploads", BOUNDS, *public)
     parts = list(body)
     sent = []
 
@@ -143,9 +156,43 @@ def test_with_a_token_nothing_is_answered_without_it():
 
 def test_the_address_with_the_token_leaves_a_cookie_that_scripts_cannot_read():
     code, headers, _ = request(token="secret", query=b"token=secret", path="/")
-    assert (code, headers["location"]) == (303, "/")
-    cookie = f"{COOKIE}=secret; HttpOnly; Path=/; SameSite=strict"
-    assert headers["set-cookie"] == cookie
+    assert (code, headers["location"]) == (303, "./")
+    # Without a path of its own it holds for the path that the browser knows.
+    assert headers["set-cookie"] == f"{COOKIE}=secret; HttpOnly; SameSite=strict"
+    _, headers, _ = request(
+        token="secret", query=b"token=secret", path="/", public=("https://photos.example.org", "")
+    )
+    assert headers["set-cookie"] == f"{COOKIE}=secret; HttpOnly; SameSite=strict; Secure"
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["/", "/api/index"])
+def test_a_monitor_s_head_is_answered_as_get_is(method, path):
+    assert status(method=method, path=path) == 200
+    assert status(method=method, path=path, token="secret") == 401
+    assert status(method=method, path=path, headers={"host": "evil.example"}) == 421
+
+
+def test_a_proxy_needs_no_headers_where_the_public_address_is_named():
+    public = ("https://photos.example.org", "")
+    for host in ("photos.example.org", "127.0.0.1:8000", "10.0.0.7:8000"):
+        how = {"headers": {"host": host, "origin": "https://photos.example.org"}, "token": "secret"}
+        how["headers"]["authorization"] = "Bearer secret"
+        assert status(method="POST", public=public, **how) == 200
+        code, _, body = request(method="POST", **how)
+        assert code == 403
+        assert "--public-url=https://photos.example.org" in json.loads(body)["error"]
+    evil = {"host": "photos.example.org", "origin": "https://evil.example"}
+    assert status(method="POST", headers=evil, public=public) == 403
+
+
+def test_the_public_path_is_taken_off_where_the_proxy_did_not():
+    public = ("https://example.org", "/photos")
+    for path in ("/photos/where/x", "/where/x"):
+        assert request(path=path, public=public)[2] == b'"/where/x"'
+    assert request(path="/where/photos/x", public=public)[2] == b'"/where/photos/x"'
+    code, headers, _ = request(path="/photos", query=b"token=a%2Bb", public=public)
+    assert (code, headers["location"]) == (303, "/photos/?token=a%2Bb")
 
 
 def test_a_cookie_does_not_let_another_site_in():

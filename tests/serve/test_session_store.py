@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from faults import Tried
 
+from air_jax.index.catalogue import Unavailable
 from air_jax.serve import sessions
-from air_jax.serve.session_store import SessionStore, Upload
+from air_jax.serve.session_store import Missing, SessionStore, Upload
 from air_jax.serve.sessions import Round, Session
 
 WRITER = """
@@ -65,18 +66,43 @@ def test_what_was_said_before_a_kill_is_there_after_it(store):
     assert set(range(1, said + 1)) <= set(store.session("t").marks)
 
 
-def test_changes_of_several_threads_are_all_kept(store):
-    def mark(start: int) -> None:
+def test_changes_of_several_threads_and_servers_are_all_kept(store):
+    other = SessionStore(store.path)
+
+    def mark(store: SessionStore, start: int) -> None:
         for image in range(start, start + 20):
             with store.change("t") as session:
                 sessions.mark(session, {image: True})
 
-    threads = [threading.Thread(target=mark, args=[1 + 20 * i]) for i in range(4)]
+    threads = [
+        threading.Thread(target=mark, args=[one, 1 + 20 * i])
+        for i, one in enumerate((store, store, other, other))
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert set(store.session("t").marks) == set(range(1, 81))
+    other.close()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_nothing_is_acknowledged_in_a_file_that_was_deleted_or_replaced(store, replaced):
+    store.path.unlink()
+    if replaced:
+        SessionStore(store.path).close()
+    for attempt in (lambda: store.add(make_session("u")), lambda: store.session("t")):
+        with pytest.raises(Unavailable, match="was deleted or replaced"):
+            attempt()
+    with pytest.raises(Unavailable), store.change("t"):
+        pass
+
+
+def test_a_file_that_cannot_be_written_is_not_called_damaged(store, monkeypatch):
+    store._database.execute("PRAGMA query_only = ON")
+    with pytest.raises(Unavailable, match="readonly"), store.change("t"):
+        pass
+    assert store.session("t").images == [1]
 
 
 def test_a_change_that_fails_leaves_the_session_as_it_was(store):
@@ -104,9 +130,9 @@ def test_what_was_deleted_is_not_there(store):
     store.delete("t")
     assert store.summaries() == []
     for attempt in (store.session, store.delete, store.upload):
-        with pytest.raises(KeyError):
+        with pytest.raises(Missing):
             attempt("t")
-    with pytest.raises(KeyError), store.change("t"):
+    with pytest.raises(Missing), store.change("t"):
         pass
 
 

@@ -64,7 +64,8 @@ def do(session: Session, kind: str, value: object) -> None:
         case "mark":
             sessions.mark(session, value)
         case "round":
-            sessions.add_round(session, make_round(session, session.current + 1))
+            after = session.rounds[session.current]
+            sessions.add_round(session, make_round(session, session.current + 1), after)
         case "back":
             sessions.back(session, min(value, len(session.rounds) - 1))
         case "uploads":

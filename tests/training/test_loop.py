@@ -24,6 +24,7 @@ from air_jax.models.net import parameter_names
 from air_jax.training import loop, step
 from air_jax.training.checkpoints import Checkpoints
 from air_jax.training.optimizer import learning_rate, make_optimizer
+from air_jax.training.profiling import PROFILED_STEPS
 from air_jax.training.training_log import NonFiniteError
 
 IMAGES, _ = class_images(80)
@@ -135,6 +136,9 @@ def test_a_cpu_does_one_step_in_a_call_and_an_accelerator_an_epoch(small_config,
     assert loop.steps_per_call(small_config, IMAGES, devices("gpu", IMAGES.nbytes)) == 1
     small_config.log.checkpoint_steps = 3
     assert loop.steps_per_call(small_config, IMAGES, gpu) == 3
+    small_config.profile = True  # whole calls are traced: they hold no more than the trace shall
+    small_config.update_from_flattened_dict({"log.checkpoint_steps": 100, "train.batch": 8})
+    assert loop.steps_per_call(small_config, IMAGES, gpu) == PROFILED_STEPS < 80 // 8
     small_config.train.steps_per_call = 7
     assert loop.steps_per_call(small_config, IMAGES, mesh) == 7
 

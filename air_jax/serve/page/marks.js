@@ -31,7 +31,7 @@ export class MarkQueue {
     this.#send = send;
     this.#told = told;
     this.#waiting = JSON.parse(sessionStorage.getItem(this.#key) ?? "[]");
-    this.lost = false;
+    this.lost = ""; // why no answer comes, in a sentence
     this.#run();
   }
 
@@ -95,7 +95,7 @@ export class MarkQueue {
         if (error instanceof Refused) {
           this.#done({ refused: error, image });
         } else {
-          this.lost = true;
+          this.lost = /[.?!]$/.test(error.message) ? error.message : `${error.message}.`;
           this.#told({});
           await this.#pause(WAITS[Math.min(failures, WAITS.length - 1)]);
           failures += 1;
@@ -107,7 +107,7 @@ export class MarkQueue {
   }
 
   #done(event) {
-    this.lost = false;
+    this.lost = "";
     this.#waiting.shift();
     this.#keep();
     if (!this.#closed) this.#told(event);

@@ -226,6 +226,7 @@ export class SessionView {
       } catch (error) {
         // Whether it was done before the answer was lost, only the server knows.
         if (error instanceof api.Unreachable) this.#reloadLater(token);
+        else if (error instanceof api.Outdated) this.#take(await api.getSession(token));
         throw error;
       }
     });
@@ -252,7 +253,7 @@ export class SessionView {
     }
     const settings = this.#settings();
     this.#keepSettings(settings);
-    this.#change((token) => api.nextRound(token, settings));
+    this.#change((token) => api.nextRound(token, { follows: this.#session.current, ...settings }));
   }
 
   #undo() {
@@ -400,10 +401,10 @@ export class SessionView {
   }
 
   #showSaved() {
-    const { size, lost } = this.#queue ?? { size: 0 };
-    const away = size > 0 && lost;
+    const { size, lost } = this.#queue ?? { size: 0, lost: "" };
+    const away = size > 0 && lost !== "";
     byId("saved").textContent = away ? "Not saved" : size ? "Saving…" : "Saved";
-    byId("lost-text").textContent = `The server does not answer: ${counted(size, "mark")} not saved yet. Trying again…`;
+    byId("lost-text").textContent = `${lost} ${counted(size, "mark")} not saved yet. Trying again…`;
     if (byId("lost").hidden === away) announce(away ? byId("lost-text").textContent : "All marks are saved");
     byId("lost").hidden = !away;
   }

@@ -104,7 +104,7 @@ export class Start {
   /** The index may have been made anew since it was asked for: its images are others then. */
   async #follow() {
     const index = await attempt(() => api.getIndex());
-    if (!index || index.generation === this.#index.generation) return;
+    if (!index || index.version === this.#index.version) return;
     this.#index = index;
     this.#browse();
     announce(`the index has changed: ${counted(index.size, "image")}`);
@@ -132,8 +132,8 @@ export class Start {
   async #loadPage(page) {
     this.#pages.set(page, "asked for");
     try {
-      const { generation, images } = await api.getImages(page * PAGE, PAGE);
-      if (generation !== this.#index.generation) return void this.#follow();
+      const { version, images } = await api.getImages(page * PAGE, PAGE);
+      if (version !== this.#index.version) return void this.#follow();
       this.#pages.set(page, images);
       this.#grid.refill();
     } catch (error) {
