@@ -66,9 +66,10 @@ def as_csv(session: Session, index: ImageIndex) -> str:
 
 
 def model_arrays(found: Found, index: ImageIndex) -> dict[str, Any]:
-    """The ranking of a round as arrays: `scorers.to_arrays`, and the codes' mean and deviation."""
-    arrays = scorers.to_arrays(found.scorer)
-    return arrays | {"mean": index.codes.mean, "deviation": index.codes.deviation}
+    """The ranking of a round as arrays: `scorers.to_arrays`, and what centres and standardises."""
+    codes = index.codes
+    centring = {"mean": codes.mean, "unit": np.array(codes.unit), "deviation": codes.deviation}
+    return scorers.to_arrays(found.scorer) | centring
 
 
 def read(path: Path) -> dict[str, Any]:
