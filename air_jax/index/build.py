@@ -395,7 +395,11 @@ class _Encoder:
 
     def flush(self) -> None:
         known = [self.catalogue.code_of_content(one.sha256) for one in self.waiting]
-        new = [one.pixels for one, code in zip(self.waiting, known, strict=True) if code is None]
+        new = [
+            one.pixels
+            for one, code in zip(self.waiting, known, strict=True)
+            if code is None and one.pixels is not None
+        ]
         made: Iterator[np.ndarray] = iter(())
         if new:
             # Always as many at once: a picture's code does not depend on how many are waiting.
