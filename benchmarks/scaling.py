@@ -273,7 +273,8 @@ def _retrieval(
         lowered = block.lower(queries, *database, k=NEAREST, mesh=mesh)
     else:
         items = array((QUERIES, ITEMS), whole, jnp.int32)
-        lowered = full_ranking._ranks_block.lower(queries, items, *database, mesh=mesh)
+        order = array((size,), whole, jnp.int32)
+        lowered = full_ranking._ranks_block.lower(queries, items, order, *database, mesh=mesh)
     program = lowered.compile().as_text()
     if count:
         return program, None

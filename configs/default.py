@@ -78,6 +78,8 @@ def get_config() -> ml_collections.ConfigDict:
     feedback.rounds = 3
     feedback.marks_per_round = 20
     feedback.show = "best"  # uncertain: from round 2 on what the learner is least sure of
+    # Of the learners' SVMs: smo, our own, all queries at once; sklearn, scikit-learn's SVC.
+    feedback.solver = "smo"
     feedback.queries = 1000  # as many of each class; 0 = all
     feedback.seed = 0  # of the choice of queries, and of learners that draw
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from air_jax.feedback.learners import LEARNERS, Marks
-from air_jax.search.codes import Codes, WithExamples
+from air_jax.search.codes import FARTHEST, Codes, WithExamples
 from air_jax.search.scorers import Near, Scorer
 
 LEARNER_NAMES = tuple(name for name in LEARNERS if name != "none")
@@ -28,6 +28,8 @@ class Found(NamedTuple):
         learnt: false where the marks were of one kind only and the learner needs both: the
             ranking is then that of the query.
         certain: see `codes.Top`.
+        solved: false where the learner's machine was not solved to its tolerance: the ranking is
+            only near the one that the marks ask for.
         scorer: the ranking itself; `scorers.to_arrays` makes a file of it.
     """
 
@@ -35,6 +37,7 @@ class Found(NamedTuple):
     scores: np.ndarray
     learnt: bool
     certain: bool
+    solved: bool
     scorer: Scorer
 
 
@@ -58,7 +61,7 @@ class Engine:
 
         Raises:
             ValueError: k out of range, positions that are none, or a query of another dimension,
-                with NaN or infinity.
+                with NaN or infinity, or too far from the database for float32.
         """
         scorer = Near(self._centred("query", query[None]))
         self._check_positions("hidden", hidden)
@@ -106,7 +109,7 @@ class Engine:
         self._check_positions("marks", positions)
         self._check_positions("hidden", hidden)
         self._check_marks(positions, relevant)
-        examples = self._centred("example", examples)
+        examples = self._centred("example", examples).astype(np.float32)
         if query is None and not len(positions) and not len(examples):
             raise ValueError("no query, no examples and no marks: expected at least one of them")
         codes, size = WithExamples(self.codes, examples), len(self.codes)
@@ -116,18 +119,19 @@ class Engine:
         )
         if query is None:
             positive = codes.take(marks.positions[marks.relevant])
-            own = positive.mean(axis=0) if len(positive) else 0 * codes.mean
-            own = own[None].astype(np.float32)
+            own = positive.mean(axis=0) if len(positive) else np.zeros(codes.dimension)
+            own = own[None]
         else:
             own = self._centred("query", query[None])
         hidden = np.concatenate([positions, hidden]) if hide_judged else hidden
-        lesson = LEARNERS[learner](codes, own, marks, [[seed, len(positions)]])
+        lesson = LEARNERS[learner](codes, own.astype(np.float32), marks, [[seed, len(positions)]])
         learnt = bool(lesson.learnt[0])
         if not learnt:
             return self._search(Near(own), k, hidden, "best", learnt=False)
-        return self._search(
+        found = self._search(
             lesson.scorer, k, hidden, show if lesson.signed else "best", learnt=True
         )
+        return found._replace(solved=not lesson.unconverged)
 
     def _search(self, scorer: Scorer, k: int, hidden: np.ndarray, show: str, learnt: bool) -> Found:
         size = len(self.codes)
@@ -137,12 +141,13 @@ class Engine:
         k = min(k, size - len(hidden))
         if not k:
             nothing = np.zeros(0, np.float32)
-            return Found(NOTHING, nothing, learnt, certain=True, scorer=scorer)
+            return Found(NOTHING, nothing, learnt, certain=True, solved=True, scorer=scorer)
         best = self.codes.top(scorer, k, hidden[None], show)
-        return Found(best.positions[0], best.scores[0], learnt, bool(best.certain[0]), scorer)
+        certain = bool(best.certain[0])
+        return Found(best.positions[0], best.scores[0], learnt, certain, solved=True, scorer=scorer)
 
     def _centred(self, name: str, codes: np.ndarray) -> np.ndarray:
-        """Codes [n, D] of any float type, as float32 with the mean off."""
+        """Codes [n, D] of any float type, centred: float64."""
         if codes.shape[1:] != (self.codes.dimension,):
             raise ValueError(
                 f"{name} codes have shape {list(codes.shape[1:])}; the database's have "
@@ -150,7 +155,15 @@ class Engine:
             )
         if not np.isfinite(codes).all():
             raise ValueError(f"{name} codes hold NaN or infinity")
-        return (codes - self.codes.mean).astype(np.float32)
+        centred = (codes.astype(np.float64) - self.codes.mean) / self.codes.unit
+        bad = np.abs(centred).max(axis=1, initial=0) > FARTHEST
+        if bad.any():
+            value = codes[bad][0, np.abs(centred[bad][0]).argmax()]
+            raise ValueError(
+                f"{name} codes hold {value:.3g}, too far from the database's codes: expected at "
+                f"most {FARTHEST * self.codes.unit:.0e}"
+            )
+        return centred
 
     def _check_positions(self, name: str, positions: np.ndarray) -> None:
         bad = (positions < 0) | (positions >= len(self.codes))

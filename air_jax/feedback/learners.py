@@ -3,8 +3,6 @@
 A learner sees codes and marks, never a label. Learners are chosen by name from `LEARNERS`.
 """
 
-import functools
-import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import threadpoolctl
 
 from air_jax.feedback import svm
 from air_jax.runtime.checksums import hash_of_code
@@ -133,22 +130,12 @@ def discriminant(
     covariance = codes.covariance.astype(np.float64)
     mean_variance = max(np.trace(covariance) / dimension, np.finfo(np.float32).tiny)
     covariance = covariance + shrinkage * mean_variance * np.eye(dimension)
-    # Two threads at once would leave the limit behind.
-    with _BLAS_ACCESS, _blas().limit(limits=1, user_api="blas"):
+    with svm.one_blas_thread():
         normals = np.linalg.solve(covariance, target.T).T
     intercept = -(normals * target).sum(axis=1) / 2
     weights = normals * codes.deviation  # of standardised codes
     scorer = Linear(weights.astype(np.float32), intercept.astype(np.float32))
     return Lesson(scorer, np.ones(len(queries), bool), _nothing(queries), signed=True)
-
-
-_BLAS_ACCESS = threading.Lock()
-
-
-@functools.cache
-def _blas() -> threadpoolctl.ThreadpoolController:
-    """BLAS's threads: of so small an equation they wait for each other, beside other work long."""
-    return threadpoolctl.ThreadpoolController()
 
 
 class _Samples(NamedTuple):
@@ -188,6 +175,7 @@ def support_vector(
     pseudo_negatives: int = 0,
     farthest: bool = False,
     distance_weight: float = 0.0,
+    solver: str = "smo",
 ) -> Lesson:
     """An SVM on the marked images and the query; signed distance to its hyperplane.
 
@@ -205,6 +193,7 @@ def support_vector(
         distance_weight: by which the first retrieval's score is added; both scores are first taken
             to unit deviation over some of the database. Where nothing can be learnt, only the first
             retrieval's score counts.
+        solver: of the machine; one of `svm.SOLVERS`.
     """
     if farthest and pseudo_negatives:
         drawn = _farthest_unmarked(codes, queries, marks, pseudo_negatives)
@@ -223,8 +212,9 @@ def support_vector(
         kernel=kernel,
         C=C,
         class_weight=class_weight,
+        solver=solver,
     )
-    learnt = ~samples.relevant.all(axis=1)
+    learnt = np.any(~samples.relevant, axis=1)
     unconverged = int(np.count_nonzero(learnt & ~convergence.converged))
     if kernel == "linear":
         linear = Linear(scorers.linear_weights(machines), machines.intercept)
@@ -287,10 +277,12 @@ def _solve_ridge(
 
 def _farthest_unmarked(codes: Codes, queries: np.ndarray, marks: Marks, count: int) -> np.ndarray:
     """[B, count] positions of the unmarked images farthest from each query; fewer if there are."""
-    count = min(count, len(codes) - marks.positions.shape[1])
-    if count <= 0:
+    inside = (marks.positions < len(codes)).any(axis=0)  # others are examples
+    without = marks.positions[:, inside]
+    count = min(count, len(codes) - without.shape[1])
+    if not count:
         return _nothing(queries)
-    return codes.top(Near(queries), count, marks.positions, show="worst").positions
+    return codes.top(Near(queries), count, without, show="worst").positions
 
 
 def _draw_unmarked(
@@ -335,9 +327,17 @@ LEARNERS: dict[str, Learner] = {
 }
 
 
-def parameters(learner: str) -> dict[str, Any]:
-    """What a learner was fixed to, for the report."""
+def with_solver(learner: str, solver: str) -> Learner:
+    """A learner of `LEARNERS`; those that fit an SVM do so by one of `svm.SOLVERS`."""
     fixed = LEARNERS[learner]
+    if isinstance(fixed, partial) and fixed.func is support_vector:
+        return partial(fixed, solver=solver)
+    return fixed
+
+
+def parameters(learner: str, solver: str = "smo") -> dict[str, Any]:
+    """What a learner was fixed to, for the report."""
+    fixed = with_solver(learner, solver)
     if not isinstance(fixed, partial):
         return {}
     machine = {"gamma": "scale", "codes": "standardised"}
@@ -346,6 +346,6 @@ def parameters(learner: str) -> dict[str, Any]:
     return fixed.keywords | (machine if fixed.func is kernel_ridge else {})
 
 
-def made_from(learner: str) -> dict[str, Any]:
+def made_from(learner: str, solver: str = "smo") -> dict[str, Any]:
     """All that a learner's results depend on: what it was fixed to, and a hash of its code."""
-    return parameters(learner) | {"code": hash_of_code(LEARNERS[learner])}
+    return parameters(learner, solver) | {"code": hash_of_code(LEARNERS[learner])}

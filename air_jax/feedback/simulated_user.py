@@ -6,17 +6,16 @@ query's class as relevant. Marks accumulate, and the query itself is a positive.
 
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from air_jax.feedback.learners import LEARNERS, Learner, Lesson, Marks
+from air_jax.feedback.learners import Learner, Lesson, Marks, with_solver
 from air_jax.runtime import distributed
 from air_jax.runtime.progress import Progress
-from air_jax.search import distances, full_ranking, metrics, scorers
+from air_jax.search import full_ranking, metrics, scorers
 from air_jax.search.device_codes import DeviceCodes
 from air_jax.search.scorers import Near
 
@@ -91,8 +90,7 @@ def rounds(
             shown_by = scores
             if lesson is not None and lesson.signed:
                 shown_by = jnp.where(lesson.learnt[:, None], scorers.SHOW[show](scores), scores)
-            _, unmarked = distances.best_unmarked(shown_by, marks.positions, marks_per_round)
-            shown = np.asarray(unmarked)
+            shown = full_ranking.first_unmarked(shown_by, marks.positions, marks_per_round)
         marks = Marks(
             np.concatenate([marks.positions, shown], axis=1),
             np.concatenate([marks.relevant, judge(shown)], axis=1),
@@ -152,6 +150,7 @@ def simulate(
     marks_per_round: int,
     seed: int = 0,
     show: str = "best",
+    solver: str = "smo",
     recorded: np.ndarray | None = None,
     block: int | None = None,
 ) -> Simulation:
@@ -169,6 +168,7 @@ def simulate(
         marks_per_round: images marked in each.
         seed: for learners that draw.
         show: see `rounds`.
+        solver: of the machines of learners by name; one of `svm.SOLVERS`.
         recorded: see `rounds`; [Q, rounds_count * marks_per_round].
         block: queries at a time; None: as many as have `SCORES_BYTES` of scores.
 
@@ -183,7 +183,7 @@ def simulate(
 
     def play(rows: np.ndarray) -> Iterator[Round]:
         return rounds(
-            LEARNERS[learner] if isinstance(learner, str) else learner,
+            with_solver(learner, solver) if isinstance(learner, str) else learner,
             codes,
             queries[rows],
             lambda shown: database_labels[shown] == query_labels[rows, None],
@@ -211,17 +211,13 @@ def simulate(
     return Simulation._make([*by_query, totals, longest])
 
 
-@partial(jax.jit, static_argnames="count")
-def _best(scores: jax.Array, count: int) -> jax.Array:
-    return distances.nearest(scores, count)[1]
-
-
 def _judge_rounds(
     sessions: Iterator[Round], relevant: np.ndarray, labels: np.ndarray, database_labels: np.ndarray
 ) -> Simulation:
     """Metrics of one block: `relevant` [B, R] positions, `labels` [B, 1] of the queries."""
     size = len(database_labels)
     split = relevant.shape[1]
+    nothing = np.zeros((len(labels), 0), np.int32)
     columns: list[tuple[Any, ...]] = []
     baseline: jax.Array | None = None
     for result in sessions:
@@ -240,7 +236,7 @@ def _judge_rounds(
                 np.full(len(labels), result.marks.positions.shape[1]),
                 np.full(len(labels), pseudo.shape[1]),
                 (database_labels[pseudo] == labels).sum(axis=1),
-                np.asarray(_best(result.scores, min(TOP, size))),
+                full_ranking.first_unmarked(result.scores, nothing, min(TOP, size)),
                 result.unconverged,
                 result.seconds,
             )

@@ -12,26 +12,44 @@ is written in signed multipliers b_i = y_i alpha_i (Bottou and Lin, 2007):
 
 with gradient g_i = y_i - sum_j K_ij b_j. It is solved once no b_i that can grow has a gradient more
 than the tolerance above that of one that can shrink.
+
+Linear machines of many noisy samples need millions of such steps. An interior-point method
+(Ferris and Munson, 2002) solves them in about twenty Newton steps, each of [D, D] equations.
 """
 
+import contextlib
+import functools
 import math
 import os
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
+import threadpoolctl
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import SVC
 
-from air_jax.search.scorers import Machine
+from air_jax.search.scorers import ROUNDING, Machine
 
 KERNELS = ("linear", "rbf")
 SOLVERS = ("smo", "sklearn")
 TOLERANCE = 1e-5  # of the gradients' gap
-MAX_ITERATIONS = 20_000
+MAX_ITERATIONS = 20_000  # of SMO, and
+MAX_ITERATIONS_PER_SAMPLE = 100  # of large problems
 TURN = 128  # iterations
+# Measured with 128-d codes, one machine at a time. Linear machines of more samples go to the
+# interior-point method at once; RBF machines of more go to libsvm, which holds no whole matrix.
+MOST_LINEAR, MOST_RBF = 256, 8192  # samples
+MOST_STEPS = 60  # of the interior-point method
+FINISHING = 10  # rounds in which multipliers are put on their bounds
+ROWS = 1024  # of a kernel at a time
 SLOTS_ON_CPU, SLOTS = 64, 8192  # problems worked on at a time: as many as a core's cache holds
 CORES = os.cpu_count() or 1
 SMALLEST_CURVATURE = 1e-12  # of a pair of equal samples, as in LIBSVM
@@ -46,7 +64,6 @@ class Convergence(NamedTuple):
     Attributes:
         converged: [B] bool: the gap is within the tolerance, and the intercept is defined.
         gap: [B] float64, by how much the optimality conditions are violated; 0 or less is exact.
-            NaN where it is not known (`solver="sklearn"`).
         iterations: [B] int32.
     """
 
@@ -63,7 +80,7 @@ def fit(
     C: float = 10.0,
     class_weight: str | None = None,
     tolerance: float = TOLERANCE,
-    max_iterations: int = MAX_ITERATIONS,
+    max_iterations: int | None = None,
     solver: str = "smo",
 ) -> tuple[Machine, Convergence]:
     """Fit one machine to each of B sets of samples: scikit-learn's `SVC` with gamma "scale".
@@ -76,8 +93,10 @@ def fit(
         C: penalty of the margin's violations.
         class_weight: None or "balanced".
         tolerance: of the optimality conditions. SVC's default is 1e-3.
-        max_iterations: of `solver="smo"`, after which a problem is left unconverged.
-        solver: "smo", all at once on JAX's default device; or "sklearn", one after another.
+        max_iterations: of SMO, after which it leaves a problem unsolved; by default
+            `MAX_ITERATIONS`, or `MAX_ITERATIONS_PER_SAMPLE` times M if that is more.
+        solver: "smo", all at once on JAX's default device, and what SMO is slow at by other
+            methods; or "sklearn", all by scikit-learn, one after another.
 
     Raises:
         ValueError: unknown names, shapes that do not fit, C not positive, labels that are none, or
@@ -87,27 +106,64 @@ def fit(
     _check(samples, labels, kernel, C, class_weight, solver)
     upper = C * _class_weights(labels, class_weight)
     upper[~_has_two_classes(labels)] = 0
+    width = labels.shape[1]
+    if max_iterations is None:
+        max_iterations = max(MAX_ITERATIONS, MAX_ITERATIONS_PER_SAMPLE * width)
     arrays = samples, labels, upper
-    solve = partial(_solve, kernel=kernel, tolerance=tolerance, max_iterations=max_iterations)
-    on_cpu = jax.default_backend() == "cpu"
-    # XLA does the steps of a solver one after another, on one core.
-    threads = min(CORES, math.ceil(len(samples) / SLOTS_ON_CPU)) if on_cpu else 1
-    if solver == "sklearn":
-        found = _solve_by_sklearn(*arrays, kernel=kernel, tolerance=tolerance)
-    elif threads <= 1:
-        found = solve(*arrays)
+    if solver == "sklearn" or (kernel == "rbf" and width > MOST_RBF):
+        limit = None if solver == "sklearn" else max_iterations
+        solution = _solve_by_sklearn(
+            *arrays, kernel=kernel, tolerance=tolerance, max_iterations=limit
+        )
+    elif kernel == "linear" and width > MOST_LINEAR:
+        solution = _solve_by_interior_points(*arrays)
     else:
-        with ThreadPoolExecutor(threads) as pool:
-            parts = pool.map(solve, *(np.array_split(array, threads) for array in arrays))
-            found = tuple(map(np.concatenate, zip(*parts, strict=True)))
-    multipliers, intercept, gamma, gap, iterations = found
+        solution = _solve_on_all_cores(
+            *arrays, kernel=kernel, tolerance=tolerance, max_iterations=max_iterations
+        )
+        left = np.flatnonzero(solution.gap > tolerance)
+        if kernel == "linear" and len(left):
+            better = _solve_by_interior_points(*(array[left] for array in arrays))
+            for whole, part in zip(solution, better, strict=True):
+                whole[left] = part
     machines = Machine(
         samples,
-        multipliers.astype(np.float32),
-        intercept.astype(np.float32),
-        gamma.astype(np.float32),
+        solution.multipliers.astype(np.float32),
+        solution.intercept.astype(np.float32),
+        solution.gamma.astype(np.float32),
     )
-    return machines, Convergence(~(gap > tolerance), gap, iterations)
+    converged = ~(solution.gap > tolerance + solution.slack)
+    return machines, Convergence(converged, solution.gap, solution.iterations)
+
+
+class _Solution(NamedTuple):
+    """Signed multipliers [B, M] of B problems, and what belongs to them [B].
+
+    `slack` is what the gap may exceed the tolerance by, where a kernel was kept in float32.
+    """
+
+    multipliers: np.ndarray
+    intercept: np.ndarray
+    gamma: np.ndarray
+    gap: np.ndarray
+    iterations: np.ndarray
+    slack: np.ndarray
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    return threadpoolctl.ThreadpoolController()
+
+
+_BLAS_ACCESS = threading.Lock()
+
+
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Of so small equations BLAS's threads wait for each other, beside other work long."""
+    # Two threads at once would leave the limit behind.
+    with _BLAS_ACCESS, _blas().limit(limits=1, user_api="blas"):
+        yield
 
 
 def _check(
@@ -144,7 +200,7 @@ def _check(
 
 
 def _has_two_classes(labels: np.ndarray) -> np.ndarray:
-    return (labels > 0).any(axis=1) & (labels < 0).any(axis=1)
+    return np.any(labels > 0, axis=1) & np.any(labels < 0, axis=1)
 
 
 def _class_weights(labels: np.ndarray, class_weight: str | None) -> np.ndarray:
@@ -161,6 +217,18 @@ def _class_weights(labels: np.ndarray, class_weight: str | None) -> np.ndarray:
     return weights
 
 
+def _solve_on_all_cores(*arrays: np.ndarray, **options: Any) -> _Solution:
+    """`_solve` in as many threads as help: XLA does a solver's steps in order, on one core."""
+    solve = partial(_solve, **options)
+    on_cpu = jax.default_backend() == "cpu"
+    threads = min(CORES, math.ceil(len(arrays[0]) / SLOTS_ON_CPU)) if on_cpu else 1
+    if threads <= 1:
+        return solve(*arrays)
+    with ThreadPoolExecutor(threads) as pool:
+        parts = pool.map(solve, *(np.array_split(array, threads) for array in arrays))
+        return _Solution(*map(np.concatenate, zip(*parts, strict=True)))
+
+
 def _solve(
     samples: np.ndarray,
     labels: np.ndarray,
@@ -169,8 +237,8 @@ def _solve(
     kernel: str,
     tolerance: float,
     max_iterations: int,
-) -> tuple[np.ndarray, ...]:
-    """Multipliers [B, M] (signed), intercepts, gammas, gaps and iterations [B] by SMO.
+) -> _Solution:
+    """Solve problems by SMO.
 
     Problems differ tenfold in the iterations they need. So the solver works on some problems at a
     time, `TURN` iterations each, and a solved problem makes room for the next.
@@ -193,6 +261,9 @@ def _solve(
                 gradients,
                 iterations[owners],
                 tolerance,
+                # A problem that nothing waits for is worked on to its end: each turn begins with
+                # the kernel's matrix.
+                TURN if waiting < count else max_iterations,
                 np.where(owners >= 0, max_iterations, 0),
                 kernel=kernel,
             )
@@ -209,7 +280,8 @@ def _solve(
         owners[done] = np.pad(following, (0, freed - len(following)), constant_values=-1)
         fresh = done & (owners >= 0)
         gradients[fresh] = problems[1][owners[fresh]]
-    return multipliers[:, : labels.shape[1]], intercepts, gammas, gaps, iterations
+    multipliers = multipliers[:, : labels.shape[1]]
+    return _Solution(multipliers, intercepts, gammas, gaps, iterations, np.zeros(count))
 
 
 @partial(jax.jit, static_argnames="kernel")
@@ -221,11 +293,12 @@ def _take_turn(
     gradient: jax.Array,
     iterations: jax.Array,
     tolerance: jax.Array,
+    turn: jax.Array,
     max_iterations: jax.Array,
     *,
     kernel: str,
 ) -> tuple[jax.Array, ...]:
-    """Up to `TURN` iterations on each of S problems.
+    """Up to `turn` iterations on each of S problems.
 
     Returns:
         Multipliers and gradients [S, M], intercepts, gammas, gaps and iterations [S].
@@ -262,7 +335,7 @@ def _take_turn(
         least = jnp.min(shrinks, axis=1, keepdims=True)
         return most, least, i, shrinks
 
-    end = jnp.minimum(iterations + TURN, max_iterations)
+    end = jnp.minimum(iterations + turn, max_iterations)
 
     def unfinished(carry: Carry) -> jax.Array:
         _, _, gap, iterations = carry
@@ -318,20 +391,214 @@ def _gamma_scale(samples: jax.Array, squares: jax.Array, real: jax.Array) -> jax
 
 
 def _solve_by_sklearn(
-    samples: np.ndarray, labels: np.ndarray, upper: np.ndarray, *, kernel: str, tolerance: float
-) -> tuple[np.ndarray, ...]:
-    """As `_solve`, one problem after another; gaps are not known (NaN)."""
-    multipliers = np.zeros(labels.shape)
-    intercepts, gammas = np.zeros(len(labels)), np.ones(len(labels))
-    iterations = np.zeros(len(labels), np.int32)
+    samples: np.ndarray,
+    labels: np.ndarray,
+    upper: np.ndarray,
+    *,
+    kernel: str,
+    tolerance: float,
+    max_iterations: int | None = None,
+) -> _Solution:
+    """As `_solve`, one problem after another; without a limit of iterations unless one is given."""
+    solution = _unsolved(labels)
     for b in np.flatnonzero(upper.any(axis=1)):
         real = np.flatnonzero(labels[b])
-        svc = SVC(kernel=kernel, C=1, tol=tolerance)  # gamma="scale" is the default
-        svc.fit(samples[b, real].astype(np.float64), labels[b, real], sample_weight=upper[b, real])
-        multipliers[b, real[svc.support_]] = svc.dual_coef_[0]
-        intercepts[b], iterations[b] = svc.intercept_[0], svc.n_iter_[0]
-        gammas[b] = svc._gamma
-    return multipliers, intercepts, gammas, np.full(len(labels), np.nan), iterations
+        codes, signs = samples[b, real].astype(np.float64), labels[b, real]
+        # gamma="scale" is the default. Half the tolerance leaves room for the float32 kernel.
+        svc = SVC(kernel=kernel, C=1, tol=tolerance / 2, max_iter=max_iterations or -1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # the gap says it
+            svc.fit(codes, signs, sample_weight=upper[b, real])
+        multipliers = np.zeros(len(real))
+        multipliers[svc.support_] = svc.dual_coef_[0]
+        gradient = signs - _products(kernel, codes, svc.support_, svc.dual_coef_[0], svc._gamma)
+        solution.multipliers[b, real] = multipliers
+        solution.intercept[b], solution.iterations[b] = svc.intercept_[0], svc.n_iter_[0]
+        solution.gamma[b] = svc._gamma
+        solution.gap[b], _ = _gap(multipliers, gradient, signs * upper[b, real])
+        largest = 1 if kernel == "rbf" else np.square(codes).sum(axis=1).max()
+        solution.slack[b] = ROUNDING * largest * np.abs(multipliers).sum()
+    return solution
+
+
+def _unsolved(labels: np.ndarray) -> _Solution:
+    count = len(labels)
+    zeros = [np.zeros(count) for _ in range(4)]
+    zeros[1] += 1
+    intercept, gamma, gap, slack = zeros
+    iterations = np.zeros(count, np.int32)
+    return _Solution(np.zeros(labels.shape), intercept, gamma, gap, iterations, slack)
+
+
+def _products(
+    kernel: str, codes: np.ndarray, support: np.ndarray, multipliers: np.ndarray, gamma: float
+) -> np.ndarray:
+    """sum_j K_ij b_j of codes [M, D], some of which are the support; a part of K at a time."""
+    if kernel == "linear":
+        return codes @ (multipliers @ codes[support])
+    own = codes[support]
+    lengths, own_lengths = np.square(codes).sum(axis=1), np.square(own).sum(axis=1)
+    parts = []
+    for start in range(0, len(codes), ROWS):
+        rows = slice(start, start + ROWS)
+        squares = lengths[rows, None] + own_lengths - 2 * codes[rows] @ own.T
+        parts.append(np.exp(-gamma * np.maximum(squares, 0)) @ multipliers)
+    return np.concatenate(parts)
+
+
+def _gap(multipliers: np.ndarray, gradient: np.ndarray, bound: np.ndarray) -> tuple[float, float]:
+    """The gap of one problem and its intercept; `bound` [M] is y_i C_i."""
+    low, high = np.minimum(bound, 0), np.maximum(bound, 0)
+    most = gradient[multipliers < high].max()
+    least = gradient[multipliers > low].min()
+    # On the margin the gradient is the intercept; with no sample there, it lies between the sides.
+    free = (multipliers > low) & (multipliers < high)
+    return most - least, gradient[free].mean() if free.any() else (most + least) / 2
+
+
+def _solve_by_interior_points(
+    samples: np.ndarray, labels: np.ndarray, upper: np.ndarray
+) -> _Solution:
+    """As `_solve`, of linear machines, one after another, as exactly as double precision can."""
+    solution = _unsolved(labels)
+    for b in np.flatnonzero(upper.any(axis=1)):
+        real = np.flatnonzero(labels[b])
+        codes, signs = samples[b, real].astype(np.float64), labels[b, real].astype(np.float64)
+        codes -= codes.mean(axis=0)  # the constraint takes it off anyway
+        with one_blas_thread():
+            inner, at_low, at_high, steps = _central_path(codes, signs, upper[b, real])
+            multipliers, gap, intercept = _finished(
+                codes, signs, upper[b, real], inner, at_low, at_high
+            )
+        # The hyperplane's normal has the same product with all of the mean that was taken off.
+        normal, mean = multipliers @ codes, samples[b, real].mean(axis=0, dtype=np.float64)
+        solution.multipliers[b, real] = multipliers
+        solution.intercept[b] = intercept - normal @ mean
+        solution.gap[b], solution.iterations[b] = gap, steps
+    return solution
+
+
+def _central_path(
+    codes: np.ndarray, signs: np.ndarray, upper: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Follow the central path of the dual to its end by Mehrotra's predictor and corrector.
+
+    With a_i = y_i b_i, a room C_i - a_i, and a price of either bound, the conditions are
+    y_i f(x_i) - 1 = price_low_i - price_high_i, and that each price times its distance is zero.
+
+    Returns:
+        a [M]; whether it goes to 0 and to C_i [M] bool; and the steps taken.
+    """
+    signed = codes * signs[:, None]
+    size = len(codes)
+    a, room = upper / 2, upper / 2
+    low, high, intercept = np.ones(size), np.ones(size), 0.0  # prices of the bounds, and f's
+    steps = 0
+    while steps < MOST_STEPS:
+        residual = 1 - signed @ (a @ signed) - intercept * signs + low - high
+        mean = (a @ low + room @ high) / (2 * size)
+        if mean < 1e-13 * upper.max():
+            break
+        try:
+            newton = _newton_step(signed, signs, a, room, low, high, residual)
+        except np.linalg.LinAlgError:  # so near the end that double precision is used up
+            break
+        move, low_move, high_move, _ = newton(-low * a, -high * room)
+        pairs = ((a, move), (room, -move), (low, low_move), (high, high_move))
+        step = min(1, _longest_step(pairs))
+        ahead = (a + step * move) @ (low + step * low_move)
+        ahead += (room - step * move) @ (high + step * high_move)
+        target = mean * (ahead / (2 * size * mean)) ** 3
+        move, low_move, high_move, turn = newton(
+            target - low * a - move * low_move, target - high * room + move * high_move
+        )
+        pairs = ((a, move), (room, -move), (low, low_move), (high, high_move))
+        step = min(1, 0.995 * _longest_step(pairs))
+        a, room, intercept = a + step * move, room - step * move, intercept + step * turn
+        low, high = low + step * low_move, high + step * high_move
+        steps += 1
+    return a, a < low, room < high, steps
+
+
+def _newton_step(
+    signed: np.ndarray,
+    signs: np.ndarray,
+    a: np.ndarray,
+    room: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    residual: np.ndarray,
+) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
+    """A function of how much low * a and high * room [M] shall grow: steps of a, low, high, f's.
+
+    Raises:
+        LinAlgError: double precision cannot tell the step.
+    """
+    # (Q + T) d = r with Q = signed signed': equations of [M, M], or by Woodbury's identity [D, D].
+    diagonal = low / a + high / room
+    size, dimension = signed.shape
+    scaled = signed / diagonal[:, None]
+    few = size <= dimension
+    matrix = signed @ signed.T + np.diag(diagonal) if few else np.eye(dimension) + signed.T @ scaled
+    factor = scipy.linalg.cho_factor(matrix)
+
+    def solved(values: np.ndarray) -> np.ndarray:
+        if few:
+            return scipy.linalg.cho_solve(factor, values)
+        return values / diagonal - scaled @ scipy.linalg.cho_solve(factor, scaled.T @ values)
+
+    of_signs = solved(signs)
+
+    def step(of_low: np.ndarray, of_high: np.ndarray) -> tuple[Any, ...]:
+        free = solved(residual + of_low / a - of_high / room)
+        turn = (signs @ free + signs @ a) / (signs @ of_signs)
+        move = free - turn * of_signs
+        return move, (of_low - low * move) / a, (of_high + high * move) / room, turn
+
+    return step
+
+
+def _longest_step(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+    """How far values can go along their moves before one is zero."""
+    return min(float((-v[m < 0] / m[m < 0]).min(initial=np.inf)) for v, m in pairs)
+
+
+def _finished(
+    codes: np.ndarray,
+    signs: np.ndarray,
+    upper: np.ndarray,
+    inner: np.ndarray,
+    at_low: np.ndarray,
+    at_high: np.ndarray,
+) -> tuple[np.ndarray, float, float]:
+    """Multipliers [M] exactly on the margin or at their bounds, their gap, and the intercept."""
+    bound = signs * upper
+    best: tuple[np.ndarray, float, float] = (np.zeros(len(signs)), np.inf, 0.0)
+    for _ in range(FINISHING):
+        multipliers = np.where(at_low, 0, np.where(at_high, bound, signs * inner))
+        free = ~(at_low | at_high)
+        if free.any():
+            own, count = codes[free], int(free.sum())
+            held = multipliers[~free] @ codes[~free]
+            equations = np.ones((count + 1, count + 1))
+            equations[:count, :count], equations[count, count] = own @ own.T, 0
+            wanted = np.append(signs[free] - own @ held, -multipliers[~free].sum())
+            # The smallest change: where samples coincide, many multipliers are as good.
+            start = np.append(multipliers[free], 0)
+            change = np.linalg.lstsq(equations, wanted - equations @ start, rcond=1e-13)[0]
+            multipliers[free] += change[:count]
+        inside = np.clip(multipliers, np.minimum(bound, 0), np.maximum(bound, 0))
+        gradient = signs - codes @ (inside @ codes)
+        gap, intercept = _gap(inside, gradient, bound)
+        if gap < best[1] and abs(inside.sum()) <= 1e-9 * upper.sum():
+            best = inside, gap, intercept
+        # Multipliers that left their bounds go back; those that would rather leave them are freed.
+        outside, urge = multipliers != inside, signs * (gradient - intercept)
+        at_low = (at_low & (urge <= 1e-9)) | (outside & (inside == 0))
+        at_high = (at_high & (urge >= -1e-9)) | (outside & (inside == bound))
+        if gap <= 1e-9:
+            break
+    return best
 
 
 def _padded(values: np.ndarray, axis: int) -> np.ndarray:

@@ -18,10 +18,11 @@ import numpy as np
 
 from air_jax.index.catalogue import Catalogue, codes_name
 from air_jax.runtime.atomic_files import read_npz, write_npz
-from air_jax.search.codes import ROWS, statistics
+from air_jax.search.codes import ROWS, Frame, frame_of, statistics
 from air_jax.search.milvus_codes import MilvusCodes
 from air_jax.search.milvus_collection import Collection, parse
 
+MOST_LOST = 1e-6  # of a typical difference of codes: so much float32 loses anyway
 KEYS_OF_VECTORS = 2**32  # one file of vectors has no more
 
 
@@ -74,13 +75,38 @@ def is_whole(store: Collection, keys: np.ndarray) -> bool:
 def write(
     store: Collection, keys: np.ndarray, codes: np.ndarray, out: Path, generation: int
 ) -> None:
-    """Add what is missing of codes [N, D], which may be a memory map, and their statistics."""
-    mean, covariance, _ = statistics(codes)
+    """Add what is missing of codes [N, D], which may be a memory map, and their statistics.
+
+    Raises:
+        ValueError: float32, in which Milvus keeps codes as they are given, does not hold them.
+    """
+    frame = frame_of(codes)
+    if not frame.fits_float32:
+        _check_float32(codes, frame)
+    mean, (covariance, _) = frame.mean.astype(np.float32), statistics(codes, frame)
     write_npz(out / f"{codes_name(generation)}.npz", mean=mean, covariance=covariance)
     missing = np.flatnonzero(~np.isin(keys, store.ids()))
     for start in range(0, len(missing), ROWS):
         rows = missing[start : start + ROWS]
         store.add(keys[rows], codes[rows])
+
+
+def _check_float32(codes: np.ndarray, frame: Frame) -> None:
+    if frame.unit != 1:
+        raise ValueError(
+            f"the codes differ by about {frame.unit:.0e}, whose squares Milvus's float32 does not "
+            "hold: divide them by that, or make the index without --store"
+        )
+    for start in range(0, len(codes), ROWS):
+        part = np.asarray(codes[start : start + ROWS], np.float64)
+        lost = np.abs(part - part.astype(np.float32)).max(axis=1)
+        row = int(np.argmax(lost))
+        if lost[row] > MOST_LOST * frame.size:
+            raise ValueError(
+                f"row {start + row} of the codes loses {lost[row]:.0e} in float32, in which Milvus "
+                f"keeps them, and codes differ by about {frame.size:.0e}: subtract the mean from "
+                "all codes, or make the index without --store"
+            )
 
 
 def delete_others(store: Collection, keys: np.ndarray) -> None:

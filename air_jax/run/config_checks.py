@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from air_jax.configs import default
 from air_jax.data import loaders
+from air_jax.feedback import svm
 from air_jax.feedback.engine import SHOW
 from air_jax.feedback.learners import LEARNERS
 from air_jax.models.architecture import Architecture
@@ -37,6 +38,7 @@ CHOICES = {
     "retrieval.metric": METRICS,
     "retrieval.precision": PRECISIONS,
     "feedback.show": SHOW,
+    "feedback.solver": svm.SOLVERS,
 }
 # Keys, what their values have to be, and the same in words.
 RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (

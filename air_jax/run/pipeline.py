@@ -22,12 +22,14 @@ from air_jax.runtime.atomic_files import read_npz
 from air_jax.runtime.checksums import hash_of
 from air_jax.runtime.progress import say
 from air_jax.search import baselines, device_codes, distances, full_ranking, metrics
+from air_jax.search.codes import count_different
 from air_jax.search.device_codes import DeviceCodes
 from air_jax.training import loop
 from air_jax.training.checkpoints import CHECKPOINTS
 from air_jax.training.loop import MODEL_FILE
 
 SIMULATED_BY = ("rounds", "marks_per_round", "queries", "seed", "show")  # of `config.feedback`
+ENOUGH_DIFFERENT = 0.9  # of the codes; if fewer differ, a warning says so
 RECONSTRUCTED = 10  # queries whose reconstructions are kept for the report
 
 
@@ -143,7 +145,14 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     kept = min(simulated_user.TOP, size)
     _, top = device_codes.search(prepared, compared[1], kept, precision=precision)
     per_query = {"ap": metrics.average_precision(ranks, size)}
+    different = count_different(codes["database"])
+    if different < ENOUGH_DIFFERENT * size:
+        say(
+            f"retrieve: WARNING: the {size:,} images of the database have only {different:,} "
+            "different codes: images of one code are ranked at random; the net may be dead"
+        )
     result: dict[str, Any] = {
+        "different_codes": different,
         "map": metrics.mean(per_query["ap"]),
         "map_ci95": metrics.bootstrap_interval(per_query["ap"], labels),
         "precision_at_10": float(metrics.precision_at(ranks, 10).mean()),
@@ -199,7 +208,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     # A file for each learner: an interrupted stage goes on with the next.
     names = {learner: f"{FEEDBACK_FOLDER}/{learner}.npz" for learner in config.learners}
     made_from = {
-        learner: hash_of([encoded, learners.made_from(learner), [*settings, metric]])
+        learner: hash_of([encoded, learners.made_from(learner, config.solver), [*settings, metric]])
         for learner in names
     }
     kept = {
@@ -226,6 +235,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
                 marks_per_round=config.marks_per_round,
                 seed=config.seed,
                 show=config.show,
+                solver=config.solver,
             )
             workdir.write_npz(
                 name,
@@ -234,7 +244,7 @@ def _feedback(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
                 **kept[learner]._asdict(),
             )
         result[learner] = {
-            "params": learners.parameters(learner),
+            "params": learners.parameters(learner, config.solver),
             "marks_per_round": config.marks_per_round,
             "queries": len(chosen),
             "rounds": simulated_user.summarise(kept[learner], labels),

@@ -16,11 +16,12 @@ from jax.sharding import Mesh, PartitionSpec
 
 from air_jax.runtime import distributed, sharding
 from air_jax.search import distances, scorers
-from air_jax.search.codes import Top, checked_without, deviation_of
+from air_jax.search.codes import MARGIN, Top, checked_without, deviation_of, exact_top, frame_of
 from air_jax.search.distances import BLOCK
-from air_jax.search.scorers import OUTSIDE, Kernel, Mixture, Near, Scorer
+from air_jax.search.scorers import OUTSIDE, ROUNDING, Kernel, Mixture, Near, Scorer
 
 AXIS = "data"  # of the mesh
+SUMMED = 65_536  # codes whose products are summed in float32
 
 
 class DeviceCodes:
@@ -34,19 +35,24 @@ class DeviceCodes:
     Attributes:
         centred: [N, D] float32. On a mesh zeros fill it up to as many rows for each device.
         lengths: [N] float32, the squared lengths of the centred codes; infinite for filled up rows.
-        mean, covariance, deviation: see `codes.Codes`; computed when first asked for.
+        mean, unit, covariance, deviation: see `codes.Codes`; the latter two are computed when first
+            asked for.
 
     Raises:
-        ValueError: the codes are not a matrix, empty, or hold NaN or infinity.
+        ValueError: the codes are not a matrix, empty, hold NaN or infinity, or one lies too far
+            from the others for float32.
     """
 
     def __init__(self, codes: np.ndarray, mesh: Mesh | None = None):
         _check("database", codes)
         self.size, self.dimension = codes.shape
-        self.mean = codes.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self._frame = frame_of(codes)
+        self.mean, self.unit = self._frame.mean, self._frame.unit
         self.mesh = mesh
-        centred = (codes - self.mean).astype(np.float32)
+        centred = self._frame.centred(codes).astype(np.float32, copy=False)
         if mesh is None:
+            # A code that was given lies no farther than this from the one kept.
+            self.lost = ROUNDING * float(np.max(np.linalg.norm(centred, axis=1)))
             self.centred = jnp.asarray(centred)
             self.lengths = jnp.sum(self.centred**2, axis=1)
             return
@@ -58,8 +64,13 @@ class DeviceCodes:
 
     @cached_property
     def covariance(self) -> np.ndarray:
-        products = jnp.matmul(self.centred.T, self.centred, precision="highest")
-        return np.asarray(products) / self.size
+        counts = jnp.abs(self.centred).max(axis=1) <= self._frame.limit
+        used = self.centred if counts.all() else jnp.where(counts[:, None], self.centred, 0)
+        total = np.zeros((self.dimension, self.dimension))
+        for start in range(0, self.size, SUMMED):
+            part = used[start : start + SUMMED]
+            total += np.asarray(jnp.matmul(part.T, part, precision="highest"))
+        return total.astype(np.float32) / np.float32(counts.sum())
 
     @cached_property
     def deviation(self) -> np.ndarray:
@@ -75,13 +86,13 @@ class DeviceCodes:
         return self.size
 
     def get(self, positions: np.ndarray) -> np.ndarray:
-        return self.take(positions) + self.mean
+        return self.take(positions) * self.unit + self.mean
 
     def take(self, positions: np.ndarray) -> np.ndarray:
         return np.asarray(self.centred)[positions]
 
     def centre(self, queries: np.ndarray) -> np.ndarray:
-        """Query codes [Q, D] -> float32, less the mean of these codes.
+        """Query codes [Q, D] -> float32, centred as these codes.
 
         Raises:
             ValueError: the queries have another dimension, or hold NaN or infinity.
@@ -92,15 +103,27 @@ class DeviceCodes:
                 f"query codes have {queries.shape[1]} dimensions, "
                 f"the database's have {self.dimension}"
             )
-        return (queries - self.mean).astype(np.float32)
+        return self._frame.centred(queries).astype(np.float32, copy=False)
 
     def top(
         self, scorer: Scorer, k: int, without: np.ndarray | None = None, show: str = "best"
     ) -> Top:
         without = checked_without(k, self.size, without)
         scores = scorers.SHOW[show](self.scores(scorer))
-        values, positions = jax.device_get(distances.best_unmarked(scores, without, k))
-        return Top(positions, values, np.ones(len(values), bool))
+        candidates = min(self.size, k + without.shape[1] + MARGIN)
+        return exact_top(
+            scorer,
+            jax.device_get(_best(scores, candidates)),
+            lambda positions: self.take(positions).astype(np.float64),
+            self.deviation,
+            self.size,
+            k,
+            without,
+            show,
+            moved=self.lost,
+            lost=self.lost,
+            longest=float(np.sqrt(np.asarray(self._standardised[1]).max())),
+        )
 
     def scores(self, scorer: Scorer) -> jax.Array:
         """Scores [B, N] float32 of all codes."""
@@ -127,6 +150,11 @@ class DeviceCodes:
         return jnp.asarray(
             scorers.rbf_decisions_of_shared(rows, places, kernel.machines, codes, lengths)
         )
+
+
+@partial(jax.jit, static_argnames="count")
+def _best(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    return distances.nearest(scores, count)
 
 
 def _check(name: str, codes: np.ndarray) -> None:

@@ -46,12 +46,16 @@ def for_metric(
         squares = np.square(database, dtype=np.float64).sum(axis=1, keepdims=True)
         missing = np.sqrt(squares.max() - squares).astype(np.float32)
         return np.hstack([database, missing]), np.pad(queries, ((0, 0), (0, 1)))
-    deviations = database.std(axis=0)
-    scale = np.where(deviations > 1e-12, deviations, 1)
+    deviations = database.std(axis=0, dtype=np.float64)
+    varies = deviations > 1e-12 * np.abs(database).max(axis=0)
+    scale = np.where(varies, deviations, 1).astype(np.result_type(database, np.float32))
     return database / scale, queries / scale
 
 
 def _unit_length(codes: np.ndarray) -> np.ndarray:
+    # The squares of the largest number have to fit; a power of two changes no digit.
+    _, exponents = np.frexp(np.abs(codes).max(axis=1, keepdims=True))
+    codes = np.ldexp(codes, -exponents)
     lengths = np.linalg.norm(codes, axis=1, keepdims=True)
     return codes / np.where(lengths > 0, lengths, 1)
 

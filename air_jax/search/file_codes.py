@@ -1,16 +1,20 @@
 """Codes in a folder, memory-mapped: more of them than fit the device, or the machine's memory.
 
-    store.json       how many, of which dimension, how they are kept; their mean
-    covariance.npy   [D, D] float32
-    codes.npy        [N, D] float32, float16 or int8
-    scale.npy        [D] float32, of int8 only: a code is mean + scale * codes
-    exact.npy        [N, D] float32, beside float16 and int8: what candidates are re-ranked by
+    store.json       how many, of which dimension, how they are kept; their mean and unit
+    covariance.npy   [D, D] float32, of centred codes
+    codes.npy        [N, D] float32, float16 or int8: what is searched
+    scale.npy        [D] float32, beside float16 and int8: a centred code is scale * codes
+    exact.npy        [N, D] float32, beside float16 and int8: what candidates are scored by again
+
+Exact codes are kept as they were given where float32 holds them, else centred (see `codes`);
+float16 and int8 codes are centred. Format 1, which is still read, kept float16 codes as given.
 
 A search goes through the codes tile by tile: each tile is scored and its best are merged with the
 best so far, while the next tile is on its way. Smaller codes are searched faster, since reading
-them is what takes the time. A search of float16 or int8 codes finds some more images than were
-asked for, and puts these in order by their exact float32 codes. `error` bounds what small codes
-lose: no code lies farther than that from the one it stands for.
+them is what takes the time. A search finds some more images than were asked for, and puts these
+in order by their exact codes in double precision. `error` and `lost` bound what is kept: no code
+that was given lies farther than `error` from the one that is searched, nor than `lost` from the
+exact one.
 """
 
 import json
@@ -18,7 +22,7 @@ import math
 import shutil
 from collections import deque
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +32,26 @@ import numpy as np
 
 from air_jax.runtime.atomic_files import write_json
 from air_jax.search import distances, scorers
-from air_jax.search.codes import ROWS, Top, checked_without, deviation_of, statistics
-from air_jax.search.scorers import Kernel, Linear, Mixture, Near, Scorer
+from air_jax.search.codes import (
+    MARGIN,
+    ROWS,
+    Top,
+    checked_without,
+    deviation_of,
+    exact_top,
+    frame_of,
+    statistics,
+)
+from air_jax.search.scorers import Scorer
 
-FORMAT = 1
+FORMAT = 2  # 1 is read, too
 STORAGES = ("float32", "float16", "int8")
 LARGEST = 127  # of int8; -128 is not used
+LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 TILE = 2**17  # codes: 64 MB of 128-d float32
 SCORES = 2**24  # of all rankings in a tile, at most
 CHUNK = 4096  # codes scored at once; on a CPU these stay in its cache
 UNDER_WAY = 2  # tiles
-MARGIN = 256  # candidates beyond those asked for, where codes are not exact
 # A session's marks grow by a few a round, and every number of candidates is compiled for: it is
 # rounded up.
 CANDIDATES = 128
@@ -51,12 +64,15 @@ class FileCodes:
         path: of the folder.
 
     Attributes:
-        stored: [N, D] as stored, memory-mapped.
-        exact: [N, D] float32, memory-mapped: the codes that were given.
+        stored: [N, D] as searched, memory-mapped.
+        exact: [N, D] float32, memory-mapped: the codes as given, or centred if `is_centred`.
+        is_centred: see `exact`.
         storage: one of `STORAGES`.
-        scale: [D] float32 that `stored` is multiplied by (ones but for int8).
-        error: the largest distance between a code as stored and as given; 0 for float32.
-        dimension, mean, covariance, deviation: see `codes.Codes`.
+        scale: [D] float32 that `stored` is multiplied by; ones of float32.
+        offset: [D] float32 to add to `scale * stored` for a centred code.
+        error: the largest distance between a centred code as stored and as given.
+        lost: likewise of `exact`; 0 where it holds the codes as given.
+        dimension, mean, unit, covariance, deviation: see `codes.Codes`.
 
     Raises:
         FileNotFoundError: it is no such folder, or a file is missing.
@@ -68,7 +84,11 @@ class FileCodes:
         said = _read_header(path)
         self.size, self.dimension = int(said["size"]), int(said["dimension"])
         self.storage, self.error = said["storage"], float(said["error"])
-        self.mean = np.array(said["mean"], np.float32)
+        # Format 1 has none of these.
+        self.unit, self.lost = float(said.get("unit", 1.0)), float(said.get("lost", 0.0))
+        self.is_centred = bool(said.get("centred", False))
+        self.mean = np.array(said["mean"], np.float64 if self.is_centred else np.float32)
+        self._longest = said.get("longest")
         shape = self.size, self.dimension
         square = self.dimension, self.dimension
         self.covariance = np.array(_mapped(path / "covariance.npy", square, "float32"))
@@ -77,43 +97,64 @@ class FileCodes:
         self.exact, self.scale = self.stored, np.ones(self.dimension, np.float32)
         if self.storage != "float32":
             self.exact = _mapped(path / "exact.npy", shape, "float32")
-        if self.storage == "int8":
+        is_scaled = self.storage == "int8" or (self.storage == "float16" and said["format"] != 1)
+        if is_scaled:
             self.scale = np.array(_mapped(path / "scale.npy", (self.dimension,), "float32"))
+        self.offset = np.zeros(self.dimension, np.float32)
+        if not (is_scaled or self.is_centred):
+            self.offset = -np.asarray(said["mean"], np.float32)
 
     def __len__(self) -> int:
         return self.size
 
-    def offset(self) -> np.ndarray:
-        """[D] float32 to add to `scale * stored` for a centred code."""
-        return np.zeros_like(self.mean) if self.storage == "int8" else -self.mean
+    @cached_property
+    def longest(self) -> float:
+        """The largest length of a standardised code; format 1 does not say it."""
+        if self._longest is not None:
+            return float(self._longest)
+        parts = (
+            np.arange(start, min(start + ROWS, self.size)) for start in range(0, self.size, ROWS)
+        )
+        return max(_longest(self._exactly(part), self.deviation) for part in parts)
 
     def get(self, positions: np.ndarray) -> np.ndarray:
-        return np.array(self.exact[positions])
+        kept = self.exact[positions]
+        return (
+            self.unit * kept.astype(np.float64) + self.mean if self.is_centred else np.array(kept)
+        )
 
     def take(self, positions: np.ndarray) -> np.ndarray:
-        return self.exact[positions] - self.mean
+        return (
+            np.array(self.exact[positions])
+            if self.is_centred
+            else self.exact[positions] - self.mean
+        )
+
+    def _exactly(self, positions: np.ndarray) -> np.ndarray:
+        """As `take`, in double precision."""
+        kept = self.exact[positions].astype(np.float64)
+        return kept if self.is_centred else kept - self.mean
 
     def top(
         self, scorer: Scorer, k: int, without: np.ndarray | None = None, show: str = "best"
     ) -> Top:
         without = checked_without(k, self.size, without)
         scorer = scorers.without_idle_samples(scorer)
-        exact = self.storage == "float32"
-        wanted = k + without.shape[1]
-        candidates = CANDIDATES * math.ceil((wanted if exact else wanted + MARGIN) / CANDIDATES)
-        candidates = min(self.size, candidates)
-        values, positions = self._best(scorer, candidates, show)
-        last = values[:, -1]
-        if not exact:
-            values = self._exact_scores(scorer, positions, show)
-        values = np.where((positions[:, :, None] == without[:, None]).any(axis=2), -np.inf, values)
-        order = np.lexsort((positions, -values), axis=1)[:, :k]
-        values = np.take_along_axis(values, order, axis=1)
-        positions = np.take_along_axis(positions, order, axis=1)
-        certain = np.full(len(values), exact or candidates == self.size)
-        if not certain.all():
-            certain = values[:, -1] >= last + self._largest_loss(scorer, last)
-        return Top(positions, values, certain)
+        wanted = k + without.shape[1] + MARGIN
+        candidates = min(self.size, CANDIDATES * math.ceil(wanted / CANDIDATES))
+        return exact_top(
+            scorer,
+            self._best(scorer, candidates, show),
+            self._exactly,
+            self.deviation,
+            self.size,
+            k,
+            without,
+            show,
+            moved=self.error,
+            lost=self.lost,
+            longest=self.longest,
+        )
 
     def _best(self, scorer: Scorer, count: int, show: str) -> tuple[np.ndarray, np.ndarray]:
         """Scores and positions [B, count] of the highest scores by the codes as stored."""
@@ -123,7 +164,7 @@ class FileCodes:
             jnp.full((rankings, count), -jnp.inf, jnp.float32),
             jnp.full((rankings, count), self.size, jnp.int32),
         )
-        unpacking = (self.scale, self.offset(), self.deviation)
+        unpacking = (self.scale, self.offset, self.deviation)
         under_way: deque[jax.Array] = deque()
         for first, tile in _tiles(self.stored, rows):
             best = _merge(best, scorer, tile, first, unpacking, show)
@@ -132,33 +173,6 @@ class FileCodes:
                 under_way.popleft().block_until_ready()
         values, positions = jax.device_get(best)
         return values, positions.astype(np.int64)
-
-    def _exact_scores(self, scorer: Scorer, positions: np.ndarray, show: str) -> np.ndarray:
-        rows = []
-        for b, own in enumerate(positions):
-            one = jax.tree.map(lambda array, b=b: array[b : b + 1], scorer)
-            scores = scorers.of_codes(one, self.take(own), self.deviation)
-            rows.append(np.asarray(scorers.SHOW[show](scores))[0])
-        return np.stack(rows)
-
-    def _largest_loss(self, scorer: Scorer, last: np.ndarray) -> np.ndarray:
-        """By how much scores below `last` [B] can rise when codes are replaced by exact ones: [B].
-
-        No code moves farther than `error`; the loss is that, times how steep the scorer is.
-        """
-        match scorer:
-            case Near():
-                # (d +- error)^2 instead of d^2, with d the distance.
-                return 2 * np.sqrt(np.abs(last)) * self.error + self.error**2
-            case Linear(weights, _):
-                return np.linalg.norm(weights / self.deviation, axis=1) * self.error
-            case Kernel(machines, _):
-                # exp(-gamma d^2) falls fastest at d^2 = 1 / (2 gamma), by sqrt(2 gamma / e).
-                total = np.abs(machines.coefficients).sum(axis=1)
-                farthest = self.error / self.deviation.min()  # of standardised codes
-                return total * np.sqrt(2 * machines.gamma / math.e) * farthest
-            case Mixture():
-                return np.full(len(last), np.inf)  # not worked out
 
 
 def _tiles(codes: np.ndarray, rows: int) -> Iterator[tuple[int, jax.Array]]:
@@ -210,18 +224,19 @@ def write(path: Path, codes: np.ndarray, storage: str = "float32") -> FileCodes:
         storage: one of `STORAGES`.
 
     Raises:
-        ValueError: an unknown storage, not a matrix, no codes, NaN or infinite ones, or codes
-            too large for float16.
+        ValueError: an unknown storage, not a matrix, no codes, NaN or infinite ones, or one
+            too far from the others for float32.
     """
     if storage not in STORAGES:
         raise ValueError(f"storage={storage!r}: expected one of {', '.join(STORAGES)}")
     if codes.ndim != 2 or not codes.size:
         raise ValueError(f"codes have shape {list(codes.shape)}; expected [N > 0, D > 0]")
-    mean, covariance, extent = statistics(codes)
-    largest = float(np.finfo(np.float16).max)
-    if storage == "float16" and (np.abs(mean) + extent).max() > largest:
-        raise ValueError(f"codes beyond {largest:.0f} do not fit float16; use int8 or float32")
+    frame = frame_of(codes)
+    covariance, extent = statistics(codes, frame)
+    deviation = deviation_of(covariance)
     scale = np.where(extent > 0, extent / LARGEST, 1).astype(np.float32)
+    if storage == "float16":  # of a size that float16 has most digits for
+        scale = np.full(codes.shape[1], 2.0 ** np.round(np.log2(frame.size / frame.unit)), "f4")
     unfinished = path.with_name(f".{path.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
@@ -229,22 +244,24 @@ def write(path: Path, codes: np.ndarray, storage: str = "float32") -> FileCodes:
     exact = stored
     if storage != "float32":
         exact = np.lib.format.open_memmap(unfinished / "exact.npy", "w+", "float32", codes.shape)
-    if storage == "int8":
         np.save(unfinished / "scale.npy", scale)
     np.save(unfinished / "covariance.npy", covariance)
-    error = 0.0
+    error = lost = longest = 0.0
     for start in range(0, len(codes), ROWS):
         rows = slice(start, start + ROWS)
-        given = np.asarray(codes[rows], np.float32)
-        exact[rows] = given
-        if storage == "int8":
-            stored[rows] = np.rint((given - mean) / scale)
-            kept = mean + scale * stored[rows].astype(np.float32)
-        else:
-            stored[rows] = given
-            kept = stored[rows].astype(np.float32)
-        lost = np.square(kept.astype(np.float64) - given).sum(axis=1)
-        error = max(error, float(np.sqrt(lost.max())))
+        given = np.asarray(codes[rows])
+        centred = (given.astype(np.float64) - frame.mean) / frame.unit
+        exact[rows] = given if frame.fits_float32 else centred
+        if not frame.fits_float32:
+            lost = max(lost, _distance(exact[rows], centred))
+        # A code far outside the others is moved to where the small numbers end.
+        if storage != "float32":
+            small, most = centred / scale, LARGEST_FLOAT16
+            if storage == "int8":
+                small, most = np.rint(small), LARGEST
+            stored[rows] = np.clip(small, -most, most)
+            error = max(error, _distance(scale * stored[rows].astype(np.float32), centred))
+        longest = max(longest, _longest(centred, deviation))
     for array in {id(array): array for array in (stored, exact)}.values():
         array.flush()
     header = {
@@ -252,13 +269,27 @@ def write(path: Path, codes: np.ndarray, storage: str = "float32") -> FileCodes:
         "size": len(codes),
         "dimension": codes.shape[1],
         "storage": storage,
-        "error": error,
-        "mean": mean.tolist(),
+        "error": max(error, lost),
+        "lost": lost,
+        "longest": longest,
+        "centred": not frame.fits_float32,
+        "unit": frame.unit,
+        "mean": frame.mean.tolist(),
     }
     write_json(unfinished / "store.json", header)
     shutil.rmtree(path, ignore_errors=True)
     unfinished.replace(path)
     return FileCodes(path)
+
+
+def _distance(kept: np.ndarray, given: np.ndarray) -> float:
+    """The largest distance between a kept code and a given one [n, D] float64."""
+    return float(np.sqrt(np.square(kept.astype(np.float64) - given).sum(axis=1).max()))
+
+
+def _longest(centred: np.ndarray, deviation: np.ndarray) -> float:
+    """The largest length of centred codes [n, D] float64, standardised."""
+    return float(np.sqrt(np.square(centred / deviation).sum(axis=1).max()))
 
 
 def _read_header(path: Path) -> dict[str, Any]:
@@ -269,8 +300,8 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path} holds no store.json: it is no folder of codes") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path / 'store.json'} is damaged: {error!r}") from error
-    if version != FORMAT:
-        raise ValueError(f"{path / 'store.json'} is of format {version}; expected {FORMAT}")
+    if version not in (1, FORMAT):
+        raise ValueError(f"{path / 'store.json'} is of format {version}; expected 1 or {FORMAT}")
     return said
 
 

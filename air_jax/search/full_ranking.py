@@ -1,8 +1,11 @@
 """Where images stand in the full ranking of a database: the ranks that metrics are computed from.
 
-Ranks count from 0, by decreasing score; equal scores are in order of the positions.
+Ranks count from 0, by decreasing score. Equal scores are in the order of `tie_order`, a permutation
+drawn once for each size of a database: the order of the database often follows the classes, and
+would reward codes that do not tell images apart.
 """
 
+import functools
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +19,10 @@ from jax.sharding import Mesh
 from air_jax.runtime import distributed
 from air_jax.runtime.progress import Progress
 from air_jax.search.device_codes import AXIS, DeviceCodes, on_rows
-from air_jax.search.distances import BLOCK, blocks, negative_distances
+from air_jax.search.distances import BLOCK, best_unmarked, blocks, negative_distances
 
 CORES = os.cpu_count() or 1
+TIE_SEED = 0x7135  # of `tie_order`
 PADDING = -1  # in rows of positions that are shorter than others
 
 
@@ -32,11 +36,50 @@ def relevant_items(query_labels: np.ndarray, database_labels: np.ndarray) -> np.
     return table[which]
 
 
+@functools.lru_cache(maxsize=8)
+def tie_order(size: int) -> np.ndarray:
+    """[size] int32, a permutation: of two images of equal score the smaller value is first."""
+    # A seed of its own: another permutation by seed 0 may have made the order of the database.
+    order = np.random.default_rng(TIE_SEED).permutation(size).astype(np.int32)
+    order.flags.writeable = False
+    return order
+
+
+def first_unmarked(scores: jax.Array, marked: np.ndarray, count: int) -> np.ndarray:
+    """The first images of each ranking that are not marked, in the order of `ranks`.
+
+    Args:
+        scores: [B, N] float32.
+        marked: [B, M] positions.
+        count: at most N - M.
+
+    Returns:
+        [B, count] positions.
+    """
+    values, positions = best_unmarked(scores, marked, count)
+    if count and bool(_others_tie(scores, marked, values)):
+        order = tie_order(scores.shape[1])
+        by_order = np.argsort(order)
+        _, places = best_unmarked(scores[:, by_order], order[marked], count)
+        return by_order[np.asarray(places)]
+    return np.asarray(positions)
+
+
+@jax.jit
+def _others_tie(scores: jax.Array, marked: jax.Array, values: jax.Array) -> jax.Array:
+    """Whether more images than the first [B, n] have at least the last one's score, in any row."""
+    last = values[:, -1:]
+    own = jnp.take_along_axis(scores, marked, axis=1)
+    as_good = (scores >= last).sum(axis=1) - (own >= last).sum(axis=1)
+    equal = (jnp.diff(values, axis=1) == 0).any()  # among the first
+    return equal | (as_good > values.shape[1]).any()
+
+
 def ranks(scores: jax.Array, items: np.ndarray) -> np.ndarray:
     """Where each of some images stands in the full ranking of the database.
 
     Counts, for each item, the images before it: those of a higher score, and those of the same
-    score with a smaller index.
+    score that `tie_order` puts first.
 
     Args:
         scores: [Q, N] float32, finite, or minus infinity for last.
@@ -47,13 +90,14 @@ def ranks(scores: jax.Array, items: np.ndarray) -> np.ndarray:
     """
     if jax.default_backend() == "cpu":
         return ranks_by_sorting(np.asarray(scores), np.asarray(items))
-    return np.asarray(ranks_by_bisection(scores, items))
+    return np.asarray(ranks_by_bisection(scores, items, tie_order(scores.shape[1])))
 
 
 def ranks_by_sorting(scores: np.ndarray, items: np.ndarray) -> np.ndarray:
     """`ranks` on the CPU: NumPy sorts values with vector instructions, some rows on each core."""
     found = np.empty(items.shape, np.int32)
     size = scores.shape[1]
+    order = tie_order(size)
 
     def some(rows: np.ndarray) -> None:
         ordered = np.empty(size, np.float32)  # a fresh one for each row costs as much as the sort
@@ -62,12 +106,12 @@ def ranks_by_sorting(scores: np.ndarray, items: np.ndarray) -> np.ndarray:
             ordered.sort()
             values = -scores[row, items[row]]
             place = np.searchsorted(ordered, values)
-            # Where the next value is the same, the index decides.
+            # Where the next value is the same, the order of ties decides.
             tied = (ordered[np.minimum(place + 1, size - 1)] == values) & (place + 1 < size)
             for value in set(values[tied].tolist()):
                 own = values == value
-                equals = np.flatnonzero(scores[row] == -value)
-                place[own] += np.searchsorted(equals, items[row, own])
+                equals = np.sort(order[scores[row] == -value])
+                place[own] += np.searchsorted(equals, order[items[row, own]])
             found[row] = np.where(items[row] == PADDING, size, place)
 
     with ThreadPoolExecutor(CORES) as pool:
@@ -76,8 +120,8 @@ def ranks_by_sorting(scores: np.ndarray, items: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def ranks_by_bisection(scores: jax.Array, items: jax.Array) -> jax.Array:
-    """`ranks` on an accelerator, without a sort of the database.
+def ranks_by_bisection(scores: jax.Array, items: jax.Array, order: jax.Array) -> jax.Array:
+    """`ranks` on an accelerator, without a sort of the database; `order` is `tie_order`.
 
     Only the items are sorted; each image of the database finds its place among them by bisection.
     """
@@ -85,46 +129,44 @@ def ranks_by_bisection(scores: jax.Array, items: jax.Array) -> jax.Array:
 
     def ranks_of_row(distances: jax.Array, items: jax.Array) -> jax.Array:
         values = jnp.where(items == PADDING, jnp.inf, distances[items])
-        before = images_before(distances, 0, values, jnp.where(items == PADDING, size, items))
+        ties = jnp.where(items == PADDING, size, order[items])
+        before = images_before(distances, order, values, ties, items != PADDING)
         return jnp.where(items == PADDING, size, before)
 
     return jax.vmap(ranks_of_row)(-scores, items)
 
 
 def images_before(
-    distances: jax.Array, first: jax.Array | int, values: jax.Array, items: jax.Array
+    distances: jax.Array, order: jax.Array, values: jax.Array, ties: jax.Array, own: jax.Array
 ) -> jax.Array:
     """How many of some images of the database stand before each of M items.
 
     Args:
-        distances: [N] float32, of neighbouring images.
-        first: the database position of the first of them.
+        distances: [N] float32, of the images.
+        order: [N] int32, their places in `tie_order`.
         values: [M] float32, the items' distances.
-        items: [M] int32, their positions in the database, whether among the images or not.
+        ties: [M] int32, the items' places in `tie_order`.
+        own: [M] bool, whether the item is one of the images.
 
     Returns:
         [M] int32.
     """
-    size, count = len(distances), len(items)
-    value, index, place = jax.lax.sort((values, items, jnp.arange(count)), num_keys=2)
+    size, count = len(distances), len(values)
+    value, tie, place = jax.lax.sort((values, ties, jnp.arange(count)), num_keys=2)
 
     # For every image, the number of items that stand before it: the first item it is before.
-    positions = first + jnp.arange(size)
     low = jnp.zeros(size, jnp.int32)
     high = jnp.full(size, count, jnp.int32)
     for _ in range(count.bit_length()):
         middle = (low + high) // 2
         at = jnp.minimum(middle, count - 1)
-        item_is_before = (value[at] < distances) | (
-            (value[at] == distances) & (index[at] < positions)
-        )
+        item_is_before = (value[at] < distances) | ((value[at] == distances) & (tie[at] < order))
         searching = low < high
         low = jnp.where(searching & item_is_before, middle + 1, low)
         high = jnp.where(searching & ~item_is_before, middle, high)
     # Before item p stand the images with at most p items before them, less the item itself.
     images_at = jnp.zeros(count + 1, jnp.int32).at[low].add(1)
-    is_image = (index >= first) & (index < first + size)
-    before = jnp.cumsum(images_at)[:count] - is_image
+    before = jnp.cumsum(images_at)[:count] - own[place]
     return jnp.zeros(count, jnp.int32).at[place].set(before)
 
 
@@ -170,8 +212,12 @@ def ranks_by_distance(
             if progress:
                 progress.advance(min(block, progress.total - progress.done))
     else:
+        # Rows that fill up the last device are infinitely far, behind all images.
+        order = np.pad(tie_order(len(codes)), (0, len(codes.centred) - len(codes)))
         for part in rows:
-            held = _ranks_block(part, next(wanted), *arrays, mesh=codes.mesh, precision=precision)
+            held = _ranks_block(
+                part, next(wanted), order, *arrays, mesh=codes.mesh, precision=precision
+            )
             found.append(np.asarray(held))
     if progress:
         progress.close()
@@ -185,6 +231,7 @@ def ranks_by_distance(
 def _ranks_block(
     queries: jax.Array,
     items: jax.Array,
+    order: jax.Array,
     codes: jax.Array,
     lengths: jax.Array,
     *,
@@ -192,7 +239,11 @@ def _ranks_block(
     precision: str = "float32",
 ) -> jax.Array:
     def local(
-        queries: jax.Array, items: jax.Array, codes: jax.Array, lengths: jax.Array
+        queries: jax.Array,
+        items: jax.Array,
+        order: jax.Array,
+        codes: jax.Array,
+        lengths: jax.Array,
     ) -> jax.Array:
         rows = len(codes)
         first = rows * jax.lax.axis_index(AXIS)
@@ -200,10 +251,11 @@ def _ranks_block(
         own = (items >= first) & (items < first + rows)
         held = jnp.take_along_axis(distances, jnp.clip(items - first, 0, rows - 1), axis=1)
         values = jax.lax.psum(jnp.where(own, held, 0), AXIS)  # one device has each
-        before = jax.vmap(images_before, in_axes=(0, None, 0, 0))
-        return jax.lax.psum(before(distances, first, values, items), AXIS)
+        here = jax.lax.dynamic_slice_in_dim(order, first, rows)
+        before = jax.vmap(images_before, in_axes=(0, None, 0, 0, 0))
+        return jax.lax.psum(before(distances, here, values, order[items], own), AXIS)
 
-    return on_rows(local, mesh, others=2)(queries, items, codes, lengths)
+    return on_rows(local, mesh, others=3)(queries, items, order, codes, lengths)
 
 
 def _ahead(made: Iterator[jax.Array]) -> Iterator[jax.Array]:

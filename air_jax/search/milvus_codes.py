@@ -16,7 +16,6 @@ from air_jax.search.scorers import Linear, Near, Scorer
 
 MARGIN = 128  # codes looked for beyond those asked for
 WIDER = 4  # times as many, where that was not enough
-ROWS = 512  # numbers of codes that are scored are rounded up to
 ROUNDING = 2.0**-24  # of float32
 
 
@@ -34,6 +33,7 @@ class MilvusCodes:
         self, collection: Collection, ids: np.ndarray, mean: np.ndarray, covariance: np.ndarray
     ):
         self.collection, self.ids, self.mean, self.covariance = collection, ids, mean, covariance
+        self.unit = 1.0
         self.dimension = collection.dimension
         self.deviation = deviation_of(covariance)
         self._order = np.argsort(ids)
@@ -104,9 +104,10 @@ class MilvusCodes:
             ids, codes = self.collection.search(asked, count, hidden)
             if len(ids) < k:
                 raise ValueError("codes have left the store since it was opened: open it again")
-            positions, scores = self._positions(ids), self._scores(scorer, codes, show)
-            order = np.lexsort((positions, -scores))
             exact = codes.astype(np.float64)
+            scored = scorers.exact_scores(scorer, 0, exact - self.mean, self.deviation)
+            positions, scores = self._positions(ids), scorers.SHOW[show](scored)
+            order = np.lexsort((positions, -scores))
             products = np.sort(exact @ asked[:-1] + np.square(exact).sum(axis=1) * asked[-1])
             # No other code can belong among the first k.
             certain = len(ids) < count or bool(
@@ -114,7 +115,8 @@ class MilvusCodes:
             )
             if certain or count == MOST:
                 first = order[:k]
-                return positions[first], scores[first], certain and self.collection.is_exact
+                found = scores[first].astype(np.float32)
+                return positions[first], found, certain and self.collection.is_exact
             count = min(WIDER * count, MOST)
 
     def _positions(self, ids: np.ndarray) -> np.ndarray:
@@ -122,10 +124,3 @@ class MilvusCodes:
         if not np.array_equal(self._sorted[places], ids):
             raise ValueError("the store holds codes that are not of this index")
         return self._order[places]
-
-    def _scores(self, scorer: Scorer, codes: np.ndarray, show: str) -> np.ndarray:
-        """Scores [n] float32 of codes [n, D] by one ranking."""
-        # Every number of codes would be compiled for.
-        padded = np.pad(codes - self.mean, ((0, -len(codes) % ROWS), (0, 0)))
-        scores = scorers.SHOW[show](scorers.of_codes(scorer, padded, self.deviation))
-        return np.asarray(scores)[0, : len(codes)]

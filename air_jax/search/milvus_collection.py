@@ -154,8 +154,12 @@ class Collection:
         for start in range(0, len(ids), rows):
             part = np.asarray(codes[start : start + rows], np.float32)
             kept = np.concatenate([part, _squares(part)], axis=1)
-            if not np.isfinite(kept).all():
-                raise ValueError("codes hold NaN or infinity, or are too long for float32")
+            bad = ~np.isfinite(kept).all(axis=1)
+            if bad.any():
+                raise ValueError(
+                    f"the code of id {ids[start + int(np.argmax(bad))]} holds NaN or infinity, or "
+                    "its squared length does not fit float32"
+                )
             named = zip(ids[start : start + rows].tolist(), kept, strict=True)
             data = [{"id": one, "code": code} for one, code in named]
             with self._told():

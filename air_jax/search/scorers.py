@@ -10,7 +10,8 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ CORES = os.cpu_count() or 1
 # A session's marks grow by a few a round, and every number of samples is compiled for: it is
 # rounded up.
 SAMPLES = (16, 32, 48, 64, 96, 128, 192)
+ROUNDING = 2.0**-23  # of float32: twice what one operation loses
 OUTSIDE = -1  # the position of a sample that is not in the database
 
 
@@ -32,7 +34,7 @@ class Near(NamedTuple):
     """Minus the squared distance to a point.
 
     Attributes:
-        points: [B, D] float32, centred.
+        points: [B, D] float32, centred; float64 where exact scores need it.
     """
 
     points: np.ndarray
@@ -97,10 +99,10 @@ class Mixture(NamedTuple):
 
 Scorer = Near | Linear | Kernel | Mixture
 # What is shown first: the scores it is the highest of.
-SHOW: dict[str, Callable[[jax.Array], jax.Array]] = {
+SHOW: dict[str, Callable[[Any], Any]] = {
     "best": lambda scores: scores,
     "worst": lambda scores: -scores,
-    "uncertain": lambda scores: -jnp.abs(scores),
+    "uncertain": lambda scores: -abs(scores),
 }
 
 
@@ -117,6 +119,81 @@ def of_codes(scorer: Scorer, centred: jax.Array, deviation: jax.Array) -> jax.Ar
             return weights[:, :1] * parts[0] + weights[:, 1:] * parts[1]
         case _:
             return of_standardised(scorer, centred / deviation)
+
+
+def exact_scores(
+    scorer: Scorer, ranking: int, centred: np.ndarray, deviation: np.ndarray
+) -> np.ndarray:
+    """Scores [n] float64, of one of the rankings, of centred codes [n, D], in double precision."""
+    centred = centred.astype(np.float64)
+    match scorer:
+        case Near(points):
+            return -np.square(centred - points[ranking]).sum(axis=1)
+        case Linear(weights, intercept):
+            return centred @ (weights[ranking] / deviation.astype(np.float64)) + intercept[ranking]
+        case Mixture(kernel, near, weights):
+            parts = (exact_scores(one, ranking, centred, deviation) for one in (kernel, near))
+            return sum(w * part for w, part in zip(weights[ranking], parts, strict=True))
+    machine = Machine(*(np.asarray(array[ranking], np.float64) for array in scorer.machines))
+    counts = machine.coefficients != 0
+    support, coefficients = machine.support[counts], machine.coefficients[counts]
+    codes = centred / deviation
+    lengths = np.square(support).sum(axis=1)
+    squares = np.square(codes).sum(axis=1)[:, None] - 2 * codes @ support.T + lengths
+    return np.exp(-machine.gamma * np.maximum(squares, 0)) @ coefficients + machine.intercept
+
+
+def largest_change(
+    scorer: Scorer,
+    scores: np.ndarray,
+    moved: float,
+    *,
+    deviation: np.ndarray,
+    longest: float,
+    in_float32: bool = False,
+) -> np.ndarray:
+    """By how much scores [B] can change, at most, when codes move: [B] float64.
+
+    Args:
+        scorer: of B rankings.
+        scores: of one code by each ranking, or minus or absolute ones.
+        moved: how far centred codes move.
+        deviation: [D] of the database.
+        longest: the largest length of a standardised code.
+        in_float32: the scores were computed in float32, from centred codes and points that were
+            rounded to it; this can have changed them, too.
+    """
+    rounding = (len(deviation) + 8) * ROUNDING if in_float32 else 0.0
+    match scorer:
+        case Near(points):
+            # (d +- moved)^2 instead of d^2, with d the distance.
+            distance = np.sqrt(np.where(np.isfinite(scores), np.abs(scores, dtype=np.float64), 0))
+            length = 2 * np.linalg.norm(points, axis=1) + distance + moved
+            return 2 * distance * moved + moved**2 + rounding * length**2
+        case Linear(weights, intercept):
+            steepness = np.linalg.norm(weights / deviation, axis=1)
+            size = np.linalg.norm(weights, axis=1) * longest + np.abs(intercept)
+            return steepness * moved + rounding * size
+        case Mixture(kernel, near, weights):
+            change = partial(
+                largest_change,
+                moved=moved,
+                deviation=deviation,
+                longest=longest,
+                in_float32=in_float32,
+            )
+            farthest = np.linalg.norm(near.points, axis=1) + longest * deviation.max()
+            parts = change(kernel, scores), change(near, farthest**2)
+            return np.abs(weights[:, 0]) * parts[0] + np.abs(weights[:, 1]) * parts[1]
+    machines = scorer.machines
+    # exp(-gamma d^2) falls fastest at d^2 = 1 / (2 gamma), by sqrt(2 gamma / e).
+    total = np.abs(machines.coefficients).sum(axis=1, dtype=np.float64)
+    steepness = total * np.sqrt(2 * machines.gamma / math.e) / deviation.min()
+    # Rounding changes d^2 by a share of (|support| + |code|)^2 <= 8 |support|^2 + 2 d^2.
+    lengths = np.square(machines.support, dtype=np.float64).sum(axis=2).max(axis=1, initial=0)
+    size = total * (8 * machines.gamma * lengths + 2) + np.abs(machines.intercept)
+    samples = machines.coefficients.shape[1]
+    return steepness * moved + (rounding + samples * ROUNDING * in_float32) * size
 
 
 @jax.jit
@@ -245,6 +322,8 @@ def _without_idle_samples(scorer: Kernel) -> Kernel:
 def to_arrays(scorer: Scorer) -> dict[str, np.ndarray]:
     """A scorer's arrays by name, and its `kind`, for an `.npz` file."""
     match scorer:
+        case Near(points):
+            arrays = {"points": np.asarray(points, np.float32)}
         case Kernel(machines, positions):
             arrays = {**machines._asdict(), "positions": positions}
         case Mixture(kernel, near, weights):

@@ -79,20 +79,21 @@ class Searcher:
             raise ValueError(f"count={made.count}: expected from 1 to {MOST_SHOWN}")
         started = time.perf_counter()
         scores: list[float | None]
-        learnt = certain = True
+        learnt = certain = solved = True
         if made.number == 0 and session.random:
             positions = self._random(session.seed, made.count)
             scores = [None] * len(positions)
         else:
             found = self.found(session, made, code_of)
             positions, scores = found.positions, [float(score) for score in found.scores]
-            learnt, certain = found.learnt, found.certain
+            learnt, certain, solved = found.learnt, found.certain, found.solved
         return dataclasses.replace(
             made,
             images=self.index.ids[positions].tolist(),
             scores=scores,
             learnt=learnt,
             certain=certain,
+            solved=solved,
             seconds=time.perf_counter() - started,
         )
 
@@ -111,7 +112,7 @@ class Searcher:
             if session.random:
                 raise Refused("a random start has no ranking: mark images, go to a next round")
             codes = np.concatenate(
-                [self.codes.get(own), self._codes(tokens, code_of)], dtype=np.float32
+                [self.codes.get(own), self._codes(tokens, code_of)], dtype=np.float64
             )
             return self.engine.first(codes.mean(axis=0), self._count(made.count), own)
         single = len(own) + len(tokens) == 1

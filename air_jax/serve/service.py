@@ -105,7 +105,7 @@ class Service:
         items = self.items(made.images)
         results = [one | {"score": score} for one, score in zip(items, made.scores, strict=True)]
         keys = ("number", "learner", "show", "count", "hide_judged")
-        head = ("learnt", "certain", "seconds")
+        head = ("learnt", "certain", "solved", "seconds")
         return {
             "session": session.token,
             "name": session.name,

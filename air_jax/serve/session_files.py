@@ -66,9 +66,10 @@ def as_csv(session: Session, index: ImageIndex) -> str:
 
 
 def model_arrays(found: Found, index: ImageIndex) -> dict[str, Any]:
-    """The ranking of a round as arrays: `scorers.to_arrays`, and the codes' mean and deviation."""
-    arrays = scorers.to_arrays(found.scorer)
-    return arrays | {"mean": index.codes.mean, "deviation": index.codes.deviation}
+    """The ranking of a round as arrays: `scorers.to_arrays`, and what centres and standardises."""
+    codes = index.codes
+    centring = {"mean": codes.mean, "unit": np.array(codes.unit), "deviation": codes.deviation}
+    return scorers.to_arrays(found.scorer) | centring
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -147,7 +148,8 @@ def compared(before: Round, now: Round) -> dict[str, Any]:
     first = next((rank for rank, (a, b) in enumerate(pairs, 1) if a != b), None)
     apart = None
     if same and None not in before.scores:
-        apart = float(np.abs(np.subtract(before.scores, now.scores)).max(initial=0))
+        both = np.array([before.scores, now.scores], float)
+        apart = float(np.abs(both[0] - both[1]).max(initial=0))
     return {
         "round": now.number,
         "learner": now.learner,

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 FORMAT = 1
 LARGEST = 2**53  # number in a session: JSON has no larger ones that are exact
 LONGEST_NAME = 200
+SINCE = {"solved": True}  # fields of rounds that earlier versions did not write
 MOST_UNDONE = 500  # steps that are remembered
 
 
@@ -52,7 +53,7 @@ class Round:
         images: what was found, in order.
         scores: of those; None for random ones.
         learnt: false where the marks were of one kind only, and the learner needs both.
-        certain: see `engine.Found`.
+        certain, solved: see `engine.Found`.
         seconds: that the search took.
     """
 
@@ -68,6 +69,7 @@ class Round:
     scores: list[float | None] = dataclasses.field(default_factory=list)
     learnt: bool = True
     certain: bool = True
+    solved: bool = True
     seconds: float = 0.0
 
 
@@ -230,6 +232,7 @@ ROUND_SHAPES = {
     **{"number": int, "learner": str | None, "show": str, "count": int, "hide_judged": bool},
     **{"seed": int, "marks": [(int, bool)], "uploads": [str], "images": [int]},
     **{"scores": [float | int | None], "learnt": bool, "certain": bool, "seconds": float | int},
+    "solved": bool,
 }
 SESSION_SHAPES = {
     **{"token": str, "name": str, "created": str, "updated": str, "codes": str, "images": [int]},
@@ -255,15 +258,16 @@ def from_json(held: dict[str, Any]) -> Session:
         found = held.get("format") if isinstance(held, dict) else type(held).__name__
         raise ValueError(f"a session of format {found!r}; expected {FORMAT}")
     _check(held, SESSION_SHAPES, "")
-    for place, made in enumerate(held["rounds"]):
+    rounds = [SINCE | made for made in held["rounds"]]
+    for place, made in enumerate(rounds):
         _check(made, ROUND_SHAPES, f"round {place}: ")
         if len(made["scores"]) != len(made["images"]):
             raise ValueError(f"a damaged session: round {place} has images without scores")
-    if not held["current"] < len(held["rounds"]):
+    if not held["current"] < len(rounds):
         raise ValueError(f"a damaged session: there is no round {held['current']}")
     values = {field.name: held[field.name] for field in dataclasses.fields(Session)}
     names = [field.name for field in dataclasses.fields(Round)]
-    values["rounds"] = [Round(**{name: made[name] for name in names}) for made in held["rounds"]]
+    values["rounds"] = [Round(**{name: made[name] for name in names}) for made in rounds]
     values["marks"] = {image: Mark(said, on) for image, said, on in held["marks"]}
     values["undo"] = list(held["undo"])
     return Session(**values)

@@ -23,10 +23,12 @@ def problems(seed, count=5, samples=60, dimension=32):
     return codes.astype(np.float32), labels
 
 
-def reference(codes, labels, kernel, C, gamma="scale", class_weight=None, tol=1e-8):
+def reference(
+    codes, labels, kernel, C, gamma="scale", class_weight=None, tol=1e-8, max_iter=200_000
+):
     """scikit-learn's machine, and whether it converged: its float32 kernel can stall it."""
     machine = SVC(
-        kernel=kernel, C=C, gamma=gamma, class_weight=class_weight, tol=tol, max_iter=200_000
+        kernel=kernel, C=C, gamma=gamma, class_weight=class_weight, tol=tol, max_iter=max_iter
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -194,6 +196,74 @@ def test_constant_samples_have_scikit_learns_gamma():
     expected = SVC(C=10.0, gamma="scale").fit(codes[0], labels[0]).decision_function(np.eye(4))
     values = scorers.rbf_decisions(machine, jnp.eye(4))
     np.testing.assert_allclose(values[0], expected, atol=1e-5)
+
+
+def noisy(samples, dimension=64, seed=0):
+    """Marks of a person who often errs: one problem that no hyperplane solves."""
+    rng = np.random.default_rng(seed)
+    codes = rng.normal(size=(samples, dimension)).astype(np.float32)
+    wanted = codes @ rng.normal(size=dimension) / np.sqrt(dimension) + rng.normal(size=samples)
+    return codes[None], np.where(wanted > 0.5, 1, -1)[None]
+
+
+@pytest.mark.parametrize(("kernel", "C"), [("linear", 1.0), ("rbf", 10.0)])
+@pytest.mark.parametrize("samples", [250, 700, 2500])
+def test_many_noisy_marks_rank_as_scikit_learn_ranks_them(kernel, C, samples):
+    codes, labels = noisy(samples)
+    machines, convergence = svm.fit(codes, labels, kernel=kernel, C=C)
+    assert convergence.converged.all()
+    assert convergence.gap[0] <= svm.TOLERANCE
+    database = np.random.default_rng(9).normal(size=(5000, 64)).astype(np.float32)
+    found = decisions(kernel, machines, jnp.asarray(database))[0]
+    if kernel == "linear" and samples > 1000:  # scikit-learn takes many minutes
+        return
+    machine, _ = reference(codes[0], labels[0], kernel, C, tol=1e-8, max_iter=-1)
+    expected = machine.decision_function(database)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    shared = np.intersect1d(np.argsort(-found)[:50], np.argsort(-expected)[:50])
+    assert len(shared) >= 49  # two images may stand within rounding of each other
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from(KINDS),
+    st.sampled_from([2, 3, 17, 40, 100]),
+    st.sampled_from([2, 33, 120]),
+    st.sampled_from([1e-2, 1.0, 10.0, 1e3]),
+)
+def test_interior_points_solve_linear_machines_of_any_kind(seed, kind, samples, dimension, C):
+    codes, labels = made(kind, np.random.default_rng(seed), samples, dimension)
+    upper = np.full((1, samples), C)
+    found = svm._solve_by_interior_points(codes[None], labels[None], upper)
+    multipliers = found.multipliers[0]
+    assert found.gap[0] <= 1e-7
+    assert abs(multipliers.sum()) <= 1e-7 * C
+    assert (labels * multipliers >= 0).all()
+    assert (np.abs(multipliers) <= C).all()
+    wide = codes.astype(np.float64)
+    values = wide @ (multipliers @ wide) + found.intercept[0]
+    inside = (multipliers != 0) & (np.abs(multipliers) != C)
+    scale = max(1, np.abs(values).max())
+    np.testing.assert_allclose(values[inside], labels[inside], atol=1e-6 * scale)
+
+
+def test_more_samples_than_a_matrix_is_made_for_go_to_libsvm(monkeypatch):
+    codes, labels = problems(3, count=2, samples=120)
+    expected, _ = svm.fit(codes, labels)
+    monkeypatch.setattr(svm, "MOST_RBF", 100)
+    machines, convergence = svm.fit(codes, labels)
+    assert convergence.converged.all()
+    np.testing.assert_allclose(machines.coefficients, expected.coefficients, atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", svm.SOLVERS)
+def test_an_unsolved_machine_is_said_to_be_unsolved(solver, monkeypatch):
+    codes, labels = noisy(90)
+    monkeypatch.setattr(svm, "MOST_RBF", 50 if solver == "sklearn" else 100)
+    _, convergence = svm.fit(codes, labels, max_iterations=5)
+    assert not convergence.converged.any()
+    assert convergence.gap[0] > svm.TOLERANCE
 
 
 @pytest.mark.parametrize("solver", svm.SOLVERS)

@@ -14,7 +14,7 @@ from conftest import MILVUS_IS_MISSING, write_pictures
 
 pytest.importorskip("milvus_lite", reason=MILVUS_IS_MISSING)
 
-from air_jax.index import build, decoding
+from air_jax.index import build, decoding, milvus_index
 from air_jax.index.build import Options
 from air_jax.index.catalogue import Catalogue
 from air_jax.index.image_index import ImageIndex
@@ -75,7 +75,8 @@ def test_an_index_holds_the_same_codes_and_follows_its_folder(
     assert here.about["fingerprint"] == found["fingerprint"]
     change(pictures)
     found = make(pictures, trained_run, tmp_path / "there", store)
-    assert (found["added"], found["unchanged"], found["generation"]) == (3, 12, 2)
+    assert (found["added"], found["moved"], found["unchanged"]) == (2, 1, 12)
+    assert found["generation"] == 2
     make(pictures, trained_run, tmp_path / "fresh")
     assert content(tmp_path / "there") == content(tmp_path / "fresh")
     assert [path.name for path in (tmp_path / "there").glob("*codes-*")] == ["codes-2.npz"]
@@ -367,3 +368,16 @@ def test_serve_opens_it_and_a_missing_file_is_one_line(store, tmp_path):
     assert "there is no such collection" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert json.loads((tmp_path / "index/index.json").read_text())["store"] == store
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda codes: codes + 1e9, r"row \d+ of the codes loses .* in float32, in which Milvus"),
+        (lambda codes: codes * 1e20, "the codes differ by about 1e.20, whose squares"),
+    ],
+)
+def test_codes_that_float32_does_not_hold_are_refused(tmp_path, change, message):
+    codes = change(random_vectors(0).astype(np.float64))
+    with pytest.raises(ValueError, match=message):
+        milvus_index.write(None, np.arange(len(codes)), codes, tmp_path, 1)

@@ -61,8 +61,8 @@ def test_results_have_every_key_of_the_schema(finished):
         "train": "epochs steps batch dtype seconds compile_seconds images_per_second loss "
         "constant_loss pca_loss code_shuffled_loss",
         "encode": "images_per_second",
-        "retrieval": "map map_ci95 precision_at_10 precision_at_100 recall_at_1000 nn_accuracy "
-        "seconds",
+        "retrieval": "different_codes map map_ci95 precision_at_10 precision_at_100 "
+        "recall_at_1000 nn_accuracy seconds",
         "baselines": "random pixels pca untrained",
         "feedback": "none svc svc_linear svc_pseudo rocchio",
     }

@@ -149,7 +149,7 @@ def test_sharded_search_gathers_what_each_device_found_and_ranks_are_two_sums(me
     program = device_codes._search_block.lower(queries, codes, norms, k=10, mesh=mesh4)
     each = communication.collectives(program.compile().as_text())
     assert each == [Collective("all-gather", 6 * 4 * 10 * 4, 1, 4, False)] * 2  # values, positions
-    items = array((6, 7), whole, jnp.int32)
-    program = full_ranking._ranks_block.lower(queries, items, codes, norms, mesh=mesh4)
+    items, order = array((6, 7), whole, jnp.int32), array((400,), whole, jnp.int32)
+    program = full_ranking._ranks_block.lower(queries, items, order, codes, norms, mesh=mesh4)
     each = communication.collectives(program.compile().as_text())
     assert each == [Collective("all-reduce", 6 * 7 * 4, 1, 4, False)] * 2

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from air_jax.search import file_codes
 from air_jax.search.file_codes import FileCodes
+from air_jax.search.scorers import Near
 
 
 def random_codes(seed=0, size=300, dimension=8, spread=1.0):
@@ -18,8 +19,8 @@ def random_codes(seed=0, size=300, dimension=8, spread=1.0):
 
 def as_kept(store):
     """Codes as stored, made float64 again."""
-    centred = store.stored.astype(np.float64) * store.scale + store.offset()
-    return centred + store.mean
+    centred = store.stored.astype(np.float64) * store.scale + store.offset
+    return centred * store.unit + store.mean
 
 
 @settings(deadline=None, max_examples=30)
@@ -91,13 +92,41 @@ def test_writing_again_replaces_the_folder_and_an_unfinished_one_is_no_hindrance
         (random_codes()[:0], "int8", r"shape \[0, 8\]"),
         (np.where(np.arange(300)[:, None] == 7, np.nan, 1.0), "int8", "first at row 7"),
         (np.where(np.arange(300)[:, None] == 9, np.inf, 1.0), "float32", "first at row 9"),
-        (random_codes() * 1e5, "float16", "do not fit float16"),
+        (
+            np.where(np.arange(300)[:, None] == 8, np.float32(-3e38), random_codes()),
+            "int8",
+            r"row 8 of the codes holds -3e\+38 in column 0, .* at most 1e\+18 times as far",
+        ),
     ],
 )
 def test_codes_that_cannot_be_kept_are_an_error(tmp_path, codes, storage, message):
     with pytest.raises(ValueError, match=message):
         file_codes.write(tmp_path / "store", codes, storage)
     assert not (tmp_path / "store").exists()
+
+
+def test_codes_beyond_float16_and_far_from_zero_are_kept_as_float16(tmp_path):
+    codes = random_codes(spread=1e5) + np.float32(1e7)
+    store = file_codes.write(tmp_path / "store", codes, "float16")
+    np.testing.assert_allclose(as_kept(store), codes, atol=1e3)
+
+
+@pytest.mark.parametrize("storage", file_codes.STORAGES)
+def test_folders_of_the_first_format_are_still_searched(tmp_path, storage):
+    codes = random_codes()
+    new = file_codes.write(tmp_path / "store", codes, storage)
+    expected = new.top(Near(np.zeros((1, 8), np.float32)), 9)
+    said = json.loads((tmp_path / "store" / "store.json").read_text())
+    for key in ("unit", "lost", "longest", "centred"):
+        del said[key]
+    (tmp_path / "store" / "store.json").write_text(json.dumps(said | {"format": 1}))
+    if storage == "float16":  # was kept as it was given
+        np.save(tmp_path / "store" / "codes.npy", codes.astype(np.float16))
+    old = FileCodes(tmp_path / "store")
+    assert old.longest == pytest.approx(new.longest)
+    found = old.top(Near(np.zeros((1, 8), np.float32)), 9)
+    np.testing.assert_array_equal(found.positions, expected.positions)
+    np.testing.assert_array_equal(old.get(np.arange(300)), codes)
 
 
 def truncate(path):
@@ -118,7 +147,11 @@ def change_header(path, **changes):
         (lambda p: (p / "store.json").unlink(), FileNotFoundError, "holds no store.json"),
         (lambda p: truncate(p / "codes.npy"), ValueError, "codes.npy cannot be read"),
         (lambda p: truncate(p / "store.json"), ValueError, "store.json is damaged"),
-        (lambda p: change_header(p / "store.json", format=9), ValueError, "format 9; expected 1"),
+        (
+            lambda p: change_header(p / "store.json", format=9),
+            ValueError,
+            "format 9; expected 1 or 2",
+        ),
         (lambda p: change_header(p / "store.json", size=7), ValueError, r"says \[7, 8\] int8"),
         (
             lambda p: change_header(p / "store.json", storage="float16"),

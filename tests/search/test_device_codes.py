@@ -9,11 +9,17 @@ from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cdist
 
 from air_jax.data import splits
+from air_jax.runtime import sharding
 from air_jax.search import baselines, device_codes, distances, full_ranking, metrics
 from air_jax.search.device_codes import DeviceCodes
 from air_jax.search.full_ranking import PADDING
 
-RANKS = (full_ranking.ranks_by_sorting, full_ranking.ranks_by_bisection)
+
+def ranks_by_bisection(scores, items):
+    return full_ranking.ranks_by_bisection(scores, items, full_ranking.tie_order(scores.shape[1]))
+
+
+RANKS = (full_ranking.ranks_by_sorting, ranks_by_bisection)
 
 
 def brute_force_order(queries, database):
@@ -52,14 +58,15 @@ def test_equal_distances_come_in_order_of_the_index():
     st.permutations(range(40)),
     st.sampled_from([1, 7, 39]),
 )
-def test_ranks_are_places_in_the_stable_sort_whatever_the_ties(distances, order, count):
+def test_ranks_are_places_by_distance_and_tie_order_whatever_the_ties(distances, order, count):
     items = np.tile(np.array(order[:count], np.int32), (3, 1))
     items[1, count // 2 :] = PADDING
     for ranks_by in RANKS:
         ranks = np.asarray(ranks_by(-distances, items))
         for row in range(3):
             place = np.empty(40, int)
-            place[np.argsort(distances[row], kind="stable")] = np.arange(40)
+            order_of_row = np.lexsort((full_ranking.tie_order(40), distances[row]))
+            place[order_of_row] = np.arange(40)
             expected = np.where(items[row] == PADDING, 40, place[items[row]])
             np.testing.assert_array_equal(ranks[row], expected)
 
@@ -85,7 +92,8 @@ def test_ranks_take_infinite_distances_as_last_before_padding(ranks_by):
     distances = np.array([[np.inf, 1.0, np.inf, 0.0]], np.float32)
     items = np.array([[0, 1, 2, 3, PADDING]], np.int32)
     ranks = ranks_by(-distances, items)
-    assert ranks.tolist() == [[2, 1, 3, 0, 4]]
+    far = full_ranking.tie_order(4)[[0, 2]].argsort().argsort() + 2
+    assert ranks.tolist() == [[far[0], 1, far[1], 0, 4]]
 
 
 def test_ranks_by_distance_equal_brute_force_for_any_block():
@@ -105,24 +113,33 @@ def test_relevant_items_are_the_members_of_the_class_padded():
     assert items.tolist() == [[1, PADDING, PADDING], [0, 3, 4], [1, PADDING, PADDING]]
 
 
-def test_collapsed_codes_get_the_average_precision_of_the_tie_rule():
-    labels = np.random.default_rng(0).integers(0, 5, 200)
-    database = DeviceCodes(np.full((200, 8), 3.0))
-    items = full_ranking.relevant_items(np.arange(5), labels)
-    ranks = full_ranking.ranks_by_distance(database, np.full((5, 8), 3.0), items)
-    for label in range(5):
-        places = np.flatnonzero(labels == label)
-        expected = np.mean(np.arange(1, len(places) + 1) / (places + 1))
-        ap = metrics.average_precision(ranks[label : label + 1], 200)[0]
-        assert ap == pytest.approx(expected, abs=1e-12)
+@pytest.mark.parametrize("devices", [None, 4])
+@pytest.mark.parametrize("by_class", [True, False])
+def test_one_code_for_all_images_is_as_good_as_chance_in_any_order(by_class, devices):
+    """The order of the database often follows the classes."""
+    labels = np.arange(4000) // 400
+    if not by_class:
+        labels = np.random.default_rng(0).permutation(labels)
+    mesh = None if devices is None else sharding.make_mesh(jax.devices()[:devices])
+    database = DeviceCodes(np.full((4000, 8), 3.0), mesh)
+    items = full_ranking.relevant_items(np.arange(10), labels)
+    ranks = full_ranking.ranks_by_distance(database, np.full((10, 8), 3.0), items)
+    chance = metrics.random_average_precision(np.array(400), 4000)
+    assert metrics.average_precision(ranks, 4000).mean() == pytest.approx(chance, abs=0.01)
+    assert metrics.precision_at(ranks, 100).mean() == pytest.approx(0.1, abs=0.02)
+    assert metrics.recall_at(ranks, 1000, 4000).mean() == pytest.approx(0.25, abs=0.02)
+    assert metrics.precision_at(ranks, 1).mean() <= 0.1
 
 
-def test_duplicates_do_not_flatter():
-    # Each image occurs twice, the irrelevant copy first: it has to stay first.
+def test_duplicates_are_in_the_order_of_ties():
     codes = np.repeat(random_codes(0, 50), 2, axis=0)
-    relevant = np.arange(1, 100, 2, dtype=np.int32)[None]
-    ranks = full_ranking.ranks_by_distance(DeviceCodes(codes), codes[:1], relevant)
-    np.testing.assert_array_equal(np.sort(ranks[0]), np.arange(1, 100, 2))
+    order = full_ranking.tie_order(100)
+    ranks = full_ranking.ranks_by_distance(
+        DeviceCodes(codes), codes[:1], np.arange(100, dtype=np.int32)[None]
+    )[0]
+    for pair in range(0, 100, 2):
+        assert abs(ranks[pair] - ranks[pair + 1]) == 1
+        assert (ranks[pair] < ranks[pair + 1]) == (order[pair] < order[pair + 1])
 
 
 @pytest.mark.parametrize(

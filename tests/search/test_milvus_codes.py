@@ -42,7 +42,8 @@ def in_milvus(tmp_path_factory):
         opened.append(collection)
         ids = np.random.default_rng(1).permutation(3 * len(given))[: len(given)] + 100
         collection.add(ids, given)
-        return MilvusCodes(collection, ids, *codes.statistics(given)[:2])
+        frame = codes.frame_of(given)
+        return MilvusCodes(collection, ids, frame.mean, codes.statistics(given, frame)[0])
 
     yield put
     for collection in opened:
