@@ -18,6 +18,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import air_jax
@@ -42,6 +43,12 @@ PER_PAGE = 1000
 router = APIRouter()
 
 
+class Error(BaseModel):
+    """An answer with a status of 4xx or 5xx."""
+
+    error: str
+
+
 def make_app(opened: Callable[[], Service]) -> FastAPI:
     """The application; `security.Guard` goes around it.
 
@@ -57,6 +64,10 @@ def make_app(opened: Callable[[], Service]) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # to an absolute address, which a proxy may show below a path
         servers=[{"url": ".."}],
+        responses={
+            "4XX": {"model": Error, "description": "What is asked for cannot be."},
+            "5XX": {"model": Error, "description": "It may succeed later (503), or a fault (500)."},
+        },
     )
     app.state.opened = opened
     _add_errors(app)
