@@ -14,14 +14,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchm
 
 import jax
 
-from air_jax.runtime import sharding
 from benchmarks import measure
 
 
 def main() -> None:
     arguments = _parse()
-    measure.set_devices(arguments.devices)
-    mesh = sharding.make_mesh(jax.devices()[: arguments.devices])
+    mesh = measure.make_mesh(arguments.devices)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     rows = []
     for depth in arguments.depths:

@@ -26,8 +26,7 @@ from benchmarks import measure
 
 def main() -> None:
     arguments = _parse()
-    measure.set_devices(arguments.devices)
-    mesh = sharding.make_mesh(jax.devices()[: arguments.devices])
+    mesh = measure.make_mesh(arguments.devices)
     shape = (arguments.images, *measure.IMAGE)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     rows = []

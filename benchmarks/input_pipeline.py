@@ -25,8 +25,7 @@ LOADERS = ("resident", "host", "tfdata")
 
 def main() -> None:
     arguments = _parse()
-    measure.set_devices(arguments.devices)
-    mesh = sharding.make_mesh(jax.devices()[: arguments.devices])
+    mesh = measure.make_mesh(arguments.devices)
     shape = (arguments.images, *measure.IMAGE)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     key = jax.random.key(0)

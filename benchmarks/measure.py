@@ -17,6 +17,7 @@ import numpy as np
 
 from air_jax.configs import default, figure3
 from air_jax.models.net import Net
+from air_jax.runtime import sharding
 from air_jax.training import loop
 from air_jax.training.optimizer import make_optimizer
 from air_jax.training.step import Phase, TrainState, compile_step, initial_state
@@ -44,6 +45,12 @@ def set_devices(count: int | None) -> None:
     """Make so many virtual CPU devices; before JAX first looks for devices."""
     if count and os.environ.get("JAX_PLATFORMS", "cpu") == "cpu":
         jax.config.update("jax_num_cpu_devices", count)
+
+
+def make_mesh(count: int | None) -> jax.sharding.Mesh:
+    """A mesh of so many devices, virtual ones on a CPU; of all devices for None."""
+    set_devices(count)
+    return sharding.make_mesh(jax.devices()[:count])
 
 
 def net_config(depth: int, variant: str, **changes: Any) -> ml_collections.ConfigDict:

@@ -35,8 +35,7 @@ TOLERANCE = {"float32": 0.01, "bfloat16": 0.05}  # of the loss after them
 
 def main() -> None:
     arguments = _parse()
-    measure.set_devices(arguments.devices)
-    mesh = sharding.make_mesh(jax.devices()[: arguments.devices])
+    mesh = measure.make_mesh(arguments.devices)
     ceiling = measure.matmul_flops(arguments.dtype)
     print(f"a device multiplies at {ceiling / 1e12:.3g} TFLOP/s ({arguments.dtype})")
     rows: list[dict[str, Any]] = []

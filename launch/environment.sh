@@ -56,9 +56,11 @@ make_environment() {
   done
   [ -n "$missing" ] || return 0
   echo "environment: installing air_jax${extras:+[$extras]} and what it needs (minutes)"
-  # Python compiles what is imported, a third of what pip would compile.
   "$venv/bin/python" -u -m pip install --disable-pip-version-check --progress-bar off --no-compile \
     --editable ".${extras:+[$extras]}" 2> >(grep -v ^WARNING >&2) | tell_of_installing || return 1
+  # What is imported is a third of what pip would compile. Later PYTHONDONTWRITEBYTECODE may forbid it.
+  env -u PYTHONDONTWRITEBYTECODE "$venv/bin/python" -c \
+    'import air_jax.index.build, air_jax.reproduce.pages, air_jax.run.pipeline' || return 1
   [[ ,$extras, != *,test,* ]] || extras+=,app,tfds # which it holds
   for extra in base ${extras//,/ }; do
     echo "$want" >"$venv/.installed-$extra"

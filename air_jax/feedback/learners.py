@@ -214,7 +214,7 @@ def support_vector(
         class_weight=class_weight,
         solver=solver,
     )
-    learnt = ~samples.relevant.all(axis=1)
+    learnt = np.any(~samples.relevant, axis=1)
     unconverged = int(np.count_nonzero(learnt & ~convergence.converged))
     if kernel == "linear":
         linear = Linear(scorers.linear_weights(machines), machines.intercept)

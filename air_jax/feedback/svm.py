@@ -200,7 +200,7 @@ def _check(
 
 
 def _has_two_classes(labels: np.ndarray) -> np.ndarray:
-    return (labels > 0).any(axis=1) & (labels < 0).any(axis=1)
+    return np.any(labels > 0, axis=1) & np.any(labels < 0, axis=1)
 
 
 def _class_weights(labels: np.ndarray, class_weight: str | None) -> np.ndarray:

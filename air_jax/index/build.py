@@ -26,7 +26,7 @@ from air_jax.models import encode, net_file
 from air_jax.models.net import Net
 from air_jax.run import trained_net
 from air_jax.runtime import sharding
-from air_jax.runtime.atomic_files import locked, write_json
+from air_jax.runtime.atomic_files import locked, read_npz, write_json
 from air_jax.runtime.checksums import damage, sha256_of, write_checksums
 from air_jax.runtime.progress import Progress, say
 from air_jax.search import file_codes
@@ -89,6 +89,7 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
     started = time.monotonic()
     mesh = sharding.make_mesh()
     kept = trained_net.of_run(model, mesh)
+    _check_net(out, kept.about)
     made_from = {
         "kind": "images",
         "folder": str(folder.resolve()),
@@ -253,6 +254,28 @@ def _opened(
             catalogue.close()
 
 
+def _check_net(out: Path, asked: dict[str, Any]) -> None:
+    """Raise ValueError if the index has another net, saying what is different of the two."""
+    try:
+        before = json.loads(str(read_npz(out / NET_FILE, ("about",))["about"]))
+        if before["fingerprint"] == asked["fingerprint"]:
+            return
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError):
+        return  # there is none, or it is damaged and written again
+    changed = [
+        f"{key} was {before['config'].get(key)!r}, now {value!r}"
+        for key, value in asked["config"].items()
+        if before["config"].get(key) != value
+    ]
+    if before["step"] != asked["step"]:
+        changed.append(f"{before['step']} steps of training, now {asked['step']}")
+    raise ValueError(
+        f"--out={out}: this index is of another net, of the run {before['name']}; --model is the "
+        f"run {asked['name']} ({'; '.join(changed) or 'of the same config, trained anew'}); "
+        "give another --out, or delete the index, and the sessions on it with it"
+    )
+
+
 def _check_same(catalogue: Catalogue, made_from: dict[str, Any], out: Path) -> None:
     before = catalogue.meta.get("made_from")
     if before is None:
@@ -372,7 +395,11 @@ class _Encoder:
 
     def flush(self) -> None:
         known = [self.catalogue.code_of_content(one.sha256) for one in self.waiting]
-        new = [one.pixels for one, code in zip(self.waiting, known, strict=True) if code is None]
+        new = [
+            one.pixels
+            for one, code in zip(self.waiting, known, strict=True)
+            if code is None and one.pixels is not None
+        ]
         made: Iterator[np.ndarray] = iter(())
         if new:
             # Always as many at once: a picture's code does not depend on how many are waiting.

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from air_jax.index.rgb_conversion import to_rgb
+from air_jax.data.rgb_conversion import to_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 FITS = ("crop", "stretch")
@@ -114,7 +114,7 @@ class Opened(NamedTuple):
 def open_image(source: Path | bytes, limits: Limits) -> Opened:
     """Decode an image: in sRGB, oriented as its EXIF says; of an animation, the first frame.
 
-    `rgb_conversion` says what becomes of transparency, colour profiles and deeper values.
+    `data.rgb_conversion` says what becomes of transparency, colour profiles and deeper values.
 
     Raises:
         ValueError: it cannot be read or is too large; the message is a short reason.

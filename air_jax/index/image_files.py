@@ -158,6 +158,8 @@ def matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
 
 def folded(text: str) -> str:
     """Text as it is compared: without case, and with accents always written in the same way."""
+    if text.isascii():
+        return text.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
 
 

@@ -201,9 +201,12 @@ class ImageIndex:
             found |= {image.id: image for image in self.images([int(digits)])}
         columns = f"SELECT {_COLUMNS} FROM images WHERE position IS NOT NULL"
         path, wanted = os.fsencode(text), image_files.folded(text)
+        maybe = [wanted, json.dumps(wanted)[1:-1], NOT_ASCII, ESCAPED]
         with (
             self._database() as database,
-            contextlib.closing(database.execute(f"{columns} ORDER BY position")) as rows,
+            contextlib.closing(
+                database.execute(f"{columns} AND ({_MAYBE}) ORDER BY position", maybe)
+            ) as rows,
         ):
             exact = database.execute(f"{columns} AND path = ?", [path]).fetchall()
             for row in itertools.chain(exact, (row for row in rows if _has(row, wanted))):
@@ -284,6 +287,13 @@ def _close(connections: list[sqlite3.Connection]) -> None:
 
 
 _COLUMNS = "id, path, width, height, bytes, metadata"
+# What SQLite can tell of a text, ten times faster than Python: it finds all that `_has` takes, and
+# more. JSON is ASCII here, with escapes for other letters.
+_MAYBE = """
+instr(lower(CAST(path AS TEXT)), ?) OR instr(lower(metadata), ?)
+OR CAST(path AS TEXT) GLOB ? OR instr(metadata, ?)
+"""
+NOT_ASCII, ESCAPED = "*[^\x01-\x7f]*", "\\u"
 
 
 def _has(row: tuple[Any, ...], wanted: str) -> bool:

@@ -19,7 +19,9 @@ from air_jax.run import dry_run, jobs, pipeline
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import WorkDir
 from air_jax.runtime import distributed
+from air_jax.runtime.arguments import near_key
 from air_jax.runtime.atomic_files import write_json
+from air_jax.runtime.command_line import flatten
 from air_jax.runtime.progress import duration, say
 from air_jax.training import loop
 
@@ -79,6 +81,11 @@ def make_members(job: Job, folder: Path) -> list[Member]:
             own = ml_collections.ConfigDict(copy.deepcopy(config.to_dict()))
             del own.sweep
             own.lock()
+            known = flatten(own)
+            for key in (key for key in flatten(changes) if key not in known):
+                raise ValueError(
+                    f"sweep.nets: {net!r}: {key}: there is no such key{near_key(key, known)}"
+                )
             try:
                 own.update(changes.to_dict())
                 own.seed = seed

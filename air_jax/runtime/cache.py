@@ -19,6 +19,6 @@ def keep_compilations(shortest: float = 0.5) -> None:
     """
     import jax  # here: data sets are read without it
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "compilations"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)

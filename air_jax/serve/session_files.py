@@ -148,7 +148,8 @@ def compared(before: Round, now: Round) -> dict[str, Any]:
     first = next((rank for rank, (a, b) in enumerate(pairs, 1) if a != b), None)
     apart = None
     if same and None not in before.scores:
-        apart = float(np.abs(np.subtract(before.scores, now.scores)).max(initial=0))
+        both = np.array([before.scores, now.scores], float)
+        apart = float(np.abs(both[0] - both[1]).max(initial=0))
     return {
         "round": now.number,
         "learner": now.learner,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from air_jax.index.catalogue import DAMAGED, Unavailable, check_integrity, identity
+from air_jax.index.catalogue import DAMAGED, Unavailable, check_integrity, identity, unusable
 from air_jax.serve import sessions
 from air_jax.serve.sessions import Session
 
@@ -33,9 +33,6 @@ CREATE TABLE IF NOT EXISTS uploads (
 ) STRICT;
 """
 BUSY_SECONDS = 30  # to wait for another process that writes
-# SQLite's codes of what passes, or what only a person can mend: busy, locked, read-only, an
-# input/output error, a full disk, a file that cannot be opened.
-PASSING = (5, 6, 8, 10, 13, 14)
 
 
 class Missing(LookupError):
@@ -73,12 +70,10 @@ class SessionStore:
     def __init__(self, path: Path):
         self.path = path
         self._access = threading.Lock()
-        try:
+        with self._errors():
             self._database = sqlite3.connect(
                 path, timeout=BUSY_SECONDS, check_same_thread=False, isolation_level=None
             )
-        except sqlite3.OperationalError as error:
-            raise Unavailable(f"{path} cannot be opened: {error}") from error
         self._identity = identity(path)
         try:
             with self._errors():
@@ -211,9 +206,7 @@ class SessionStore:
         try:
             yield
         except DAMAGED as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING:
-                raise Unavailable(f"{self.path} cannot be read or written: {error}") from error
-            raise ValueError(f"{self.path} cannot be read or written: {error}") from error
+            raise unusable(self.path, error) from error
 
     def _read(self, database: sqlite3.Connection, token: str) -> Session:
         query = "SELECT document FROM sessions WHERE token = ?"

@@ -32,7 +32,7 @@ MODEL_FILE = "model.json"  # image shape and pixel statistics, beside the checkp
 SCHEDULES = ("joint", "greedy")
 DTYPES = ("float32", "bfloat16")
 STEPS_BEFORE_ESTIMATE = 10
-CALLS_AHEAD = 2  # that wait behind the one on the devices: Ctrl-C waits for all of them
+CALLS_AHEAD = 1  # that wait behind the one on the devices: Ctrl-C waits for both
 
 
 class TrainResult(NamedTuple):

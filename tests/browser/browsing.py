@@ -48,7 +48,7 @@ class Server:
         said = []
         for line in self.process.stdout:
             said.append(line)
-            if match := re.search(r"open (http://[^/]+:(\d+)/)", line):
+            if match := re.search(r"(?:open|or) (http://[^/]+:(\d+)/)", line):
                 self.address, self.port = match[1], int(match[2])
                 self._wait()
                 return

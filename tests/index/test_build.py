@@ -778,3 +778,20 @@ def test_decoding_keeps_the_order_of_files(tmp_path):
     paths = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
     task = decode_pool.Task(str(tmp_path), None, "crop", decoding.Limits())
     assert [one.path for one in decode_pool.decode(paths, task, 2)] == paths
+
+
+def test_of_another_net_the_runs_and_what_differs_are_named(copied, trained_run, tmp_path):
+    pictures, out = copied
+    other = tmp_path / "other"
+    shutil.copytree(trained_run, other)
+    for name, section, key, value in (
+        ("config.json", "config", "seed", 7),
+        ("model.json", "mean", 0, 0.25),
+    ):
+        changed = json.loads((other / name).read_text())
+        changed[section][key] = value
+        del changed["checksum"]
+        (other / name).write_text(json.dumps(changed))
+    message = "of another net, of the run tiny; --model is the run other .seed was 0, now 7"
+    with pytest.raises(ValueError, match=message):
+        make(pictures, other, out)

@@ -75,7 +75,8 @@ def test_an_index_holds_the_same_codes_and_follows_its_folder(
     assert here.about["fingerprint"] == found["fingerprint"]
     change(pictures)
     found = make(pictures, trained_run, tmp_path / "there", store)
-    assert (found["added"], found["unchanged"], found["generation"]) == (3, 12, 2)
+    assert (found["added"], found["moved"], found["unchanged"]) == (2, 1, 12)
+    assert found["generation"] == 2
     make(pictures, trained_run, tmp_path / "fresh")
     assert content(tmp_path / "there") == content(tmp_path / "fresh")
     assert [path.name for path in (tmp_path / "there").glob("*codes-*")] == ["codes-2.npz"]

@@ -594,7 +594,7 @@ def test_two_clicks_make_one_round(client):
             thread.join()
         assert len(ask(client, "GET", path)["rounds"]) == 2
     assert {answer.status_code for answer in answers[:2]} == {200}
-    assert answers[0].json() == answers[1].json()
+    assert answers[0].json()["rounds"] == answers[1].json()["rounds"]
     assert [answer.status_code for answer in answers[2:]] == [409, 409]
     assert "round 1 is shown now" in answers[2].json()["error"]
     assert go_on(client, session, follows=1)["current"] == 2
