@@ -231,8 +231,10 @@ def _with_distances(codes: Codes, kernel: Kernel, near: Near, weight: float) -> 
     size = len(codes)
     some = codes.take(np.linspace(0, size - 1, min(size, SAMPLE)).astype(int))
     weights = []
-    for scorer, factor in ((kernel, 1.0), (near, weight)):
-        deviation = np.std(scorers.of_codes(scorer, some, codes.deviation), axis=1)
+    fewer = scorers.without_idle_samples(kernel)
+    for scorer, factor in ((fewer, 1.0), (near, weight)):
+        scores = np.asarray(scorers.of_codes(scorer, some, codes.deviation))
+        deviation = scores.std(axis=1, dtype=np.float64)
         weights.append(factor / np.where(deviation > 0, deviation, 1))
     return Mixture(kernel, near, np.stack(weights, axis=1).astype(np.float32))
 
@@ -253,26 +255,29 @@ def kernel_ridge(
     """
     drawn = _farthest_unmarked(codes, queries, marks, pseudo_negatives)
     samples = _samples(codes, queries, marks, drawn)
-    gamma, coefficients = _solve_ridge(samples.codes, samples.relevant, ridge)
+    variance = samples.codes.var(axis=(1, 2), dtype=np.float64)
+    gamma = np.where(variance > 0, 1 / (codes.dimension * np.where(variance > 0, variance, 1)), 1)
+    gamma = gamma.astype(np.float32)
+    # Marks grow by a few a round, and every number of samples is compiled for.
+    targets = svm.padded(np.where(samples.relevant, np.float32(1), np.float32(-1)), axis=1)
+    coefficients = _solve_ridge(svm.padded(samples.codes, axis=1), targets, gamma, ridge)
+    coefficients = np.asarray(coefficients)[:, : samples.relevant.shape[1]]
     zeros = np.zeros(len(queries), np.float32)
-    machines = Machine(samples.codes, np.asarray(coefficients), zeros, np.asarray(gamma))
+    machines = Machine(samples.codes, coefficients, zeros, gamma)
     scorer = Kernel(machines, samples.positions)
     return Lesson(scorer, np.ones(len(queries), bool), drawn, signed=True)
 
 
 @jax.jit
-def _solve_ridge(
-    codes: jax.Array, relevant: jax.Array, ridge: float
-) -> tuple[jax.Array, jax.Array]:
-    """Gammas [B] ("scale") and coefficients [B, M]."""
-    variance = codes.var(axis=(1, 2))
-    gamma = jnp.where(variance > 0, 1 / (codes.shape[2] * variance), 1)
+def _solve_ridge(codes: jax.Array, targets: jax.Array, gamma: jax.Array, ridge: float) -> jax.Array:
+    """Coefficients [B, M]; targets are 1 and -1, and 0 for padding, whose coefficients are 0."""
     lengths = jnp.sum(codes**2, axis=2)
     products = jnp.einsum("bmd,bnd->bmn", codes, codes, precision="highest")
     distances = jnp.maximum(lengths[:, :, None] + lengths[:, None] - 2 * products, 0)
-    kernel = jnp.exp(-gamma[:, None, None] * distances) + ridge * jnp.eye(codes.shape[1])
-    targets = jnp.where(relevant, 1.0, -1.0)
-    return gamma, jnp.linalg.solve(kernel, targets[..., None])[..., 0]
+    real = targets != 0
+    kernel = jnp.exp(-gamma[:, None, None] * distances) * (real[:, :, None] & real[:, None])
+    kernel = kernel + ridge * jnp.eye(codes.shape[1])
+    return jnp.linalg.solve(kernel, targets[..., None])[..., 0]
 
 
 def _farthest_unmarked(codes: Codes, queries: np.ndarray, marks: Marks, count: int) -> np.ndarray:

@@ -243,7 +243,7 @@ def _solve(
     Problems differ tenfold in the iterations they need. So the solver works on some problems at a
     time, `TURN` iterations each, and a solved problem makes room for the next.
     """
-    problems = [_padded(array, 1) for array in (samples, labels.astype(np.float64), upper)]
+    problems = [padded(array, 1) for array in (samples, labels.astype(np.float64), upper)]
     count, width = problems[1].shape
     slots = min(count, SLOTS_ON_CPU if jax.default_backend() == "cpu" else SLOTS)
     multipliers = np.zeros((count, width))
@@ -601,7 +601,7 @@ def _finished(
     return best
 
 
-def _padded(values: np.ndarray, axis: int) -> np.ndarray:
+def padded(values: np.ndarray, axis: int) -> np.ndarray:
     """With zeros at the end of an axis, to one of few lengths: there is a compilation for each."""
     length = values.shape[axis]
     step = max(16, 2 ** (length.bit_length() - 3))

@@ -105,8 +105,10 @@ def weight_gradient(x: jax.Array, gradient: jax.Array, kernel: int) -> jax.Array
     """
     batch, height, width, channels_in = x.shape
     channels_out = gradient.shape[-1]
-    # A leading axis for the devices that the batch may be split over: each adds up its own images.
-    devices = jax.device_count() if batch % jax.device_count() == 0 else 1
+    # A leading axis for the devices of the mesh that the batch is split over: each adds up its own
+    # images. Outside `jax.set_mesh` there is no mesh, and one device.
+    devices = max(1, jax.sharding.get_abstract_mesh().size)
+    devices = 1 if batch % devices else devices
     images = _images_per_product(batch // devices, height * width)
     before = (kernel - 1) // 2
 

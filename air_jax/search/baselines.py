@@ -142,7 +142,7 @@ def learn_patches(images: np.ndarray, seed: int = 0) -> Dictionary:
         columns[:, None, None] + offsets,
     ]
     patches = np.asarray(_normalise(patches.reshape(len(patches), -1).astype(np.float32)))
-    mean = patches.mean(axis=0)
+    mean = patches.mean(axis=0, dtype=np.float64).astype(np.float32)
     variances, axes = np.linalg.eigh(np.cov(patches - mean, rowvar=False))
     whitening = (axes / np.sqrt(variances + WHITENING_FLOOR)) @ axes.T
     whitened = ((patches - mean) @ whitening).astype(np.float32)
@@ -180,10 +180,12 @@ def _describe_batch(dictionary: Dictionary, images: jax.Array) -> jax.Array:
         lambda start: cut(cut(images, start[0], axis=1), start[1], axis=2), out_axes=1
     )(starts)
     flat = patches.reshape(len(images), len(starts), -1).astype(jnp.float32)
-    white = (_normalise(flat) - dictionary.mean) @ dictionary.whitening
+    # Accelerators would round the operands to TF32 or bfloat16.
+    multiply = partial(jnp.matmul, precision="highest")
+    white = multiply(_normalise(flat) - dictionary.mean, dictionary.whitening)
     squared = (
         jnp.sum(white**2, axis=-1, keepdims=True)
-        - 2 * white @ dictionary.centroids.T
+        - 2 * multiply(white, dictionary.centroids.T)
         + jnp.sum(dictionary.centroids**2, axis=-1)
     )
     distances = jnp.sqrt(jnp.maximum(squared, 0))

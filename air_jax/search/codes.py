@@ -7,6 +7,7 @@ or so small that their squares would not fit float32. A code far outside the oth
 in the mean nor in the covariance, so that one wrong row does not blur all the other codes.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +25,9 @@ FAR = 64  # times as far as half of the codes: such a code is outside the others
 SMALLEST_SIZE, LARGEST_SIZE = 2.0**-20, 2.0**20
 FARTHEST = 2.0**60  # of a centred code: its square and sums of it fit float32
 MARGIN = 256  # candidates beyond those asked for, which are scored exactly
+# A session's marks grow by a few a round, and every number of candidates is compiled for: it is
+# rounded up.
+CANDIDATES = 128
 
 
 class Top(NamedTuple):
@@ -135,6 +139,11 @@ def checked_without(k: int, size: int, without: np.ndarray | None) -> np.ndarray
             f"k={k}: expected from 1 to the {left} images that are left of {size} in the database"
         )
     return without
+
+
+def candidates_for(wanted: int, size: int) -> int:
+    """How many candidates are looked for where so many of a database's images are wanted."""
+    return min(size, CANDIDATES * math.ceil((wanted + MARGIN) / CANDIDATES))
 
 
 def deviation_of(covariance: np.ndarray) -> np.ndarray:

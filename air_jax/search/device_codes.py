@@ -16,7 +16,14 @@ from jax.sharding import Mesh, PartitionSpec
 
 from air_jax.runtime import distributed, sharding
 from air_jax.search import distances, scorers
-from air_jax.search.codes import MARGIN, Top, checked_without, deviation_of, exact_top, frame_of
+from air_jax.search.codes import (
+    Top,
+    candidates_for,
+    checked_without,
+    deviation_of,
+    exact_top,
+    frame_of,
+)
 from air_jax.search.distances import BLOCK
 from air_jax.search.scorers import OUTSIDE, ROUNDING, Kernel, Mixture, Near, Scorer
 
@@ -109,8 +116,9 @@ class DeviceCodes:
         self, scorer: Scorer, k: int, without: np.ndarray | None = None, show: str = "best"
     ) -> Top:
         without = checked_without(k, self.size, without)
+        scorer = scorers.without_idle_samples(scorer)
         scores = scorers.SHOW[show](self.scores(scorer))
-        candidates = min(self.size, k + without.shape[1] + MARGIN)
+        candidates = candidates_for(k + without.shape[1], self.size)
         return exact_top(
             scorer,
             jax.device_get(_best(scores, candidates)),

@@ -18,7 +18,6 @@ exact one.
 """
 
 import json
-import math
 import shutil
 from collections import deque
 from collections.abc import Iterator
@@ -33,9 +32,9 @@ import numpy as np
 from air_jax.runtime.atomic_files import write_json
 from air_jax.search import distances, scorers
 from air_jax.search.codes import (
-    MARGIN,
     ROWS,
     Top,
+    candidates_for,
     checked_without,
     deviation_of,
     exact_top,
@@ -52,9 +51,6 @@ TILE = 2**17  # codes: 64 MB of 128-d float32
 SCORES = 2**24  # of all rankings in a tile, at most
 CHUNK = 4096  # codes scored at once; on a CPU these stay in its cache
 UNDER_WAY = 2  # tiles
-# A session's marks grow by a few a round, and every number of candidates is compiled for: it is
-# rounded up.
-CANDIDATES = 128
 
 
 class FileCodes:
@@ -140,8 +136,7 @@ class FileCodes:
     ) -> Top:
         without = checked_without(k, self.size, without)
         scorer = scorers.without_idle_samples(scorer)
-        wanted = k + without.shape[1] + MARGIN
-        candidates = min(self.size, CANDIDATES * math.ceil(wanted / CANDIDATES))
+        candidates = candidates_for(k + without.shape[1], self.size)
         return exact_top(
             scorer,
             self._best(scorer, candidates, show),

@@ -2,11 +2,12 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
 from air_jax.feedback import engine as interactive
-from air_jax.feedback import simulated_user
+from air_jax.feedback import simulated_user, svm
 from air_jax.feedback.engine import Engine
 from air_jax.feedback.learners import LEARNERS
 from air_jax.search import file_codes, scorers
@@ -103,6 +104,44 @@ def test_what_is_left_is_found_when_nearly_all_is_judged(engine):
     everything = np.arange(SIZE)
     found = engine.next_round("svc", query, NONE, everything, everything % 2 == 0, 5)
     assert len(found.positions) == 0
+
+
+@pytest.mark.parametrize("examples", [0, 3])
+@pytest.mark.parametrize("learner", list(LEARNERS))
+def test_a_round_after_everything_is_judged_finds_nothing_more(engine, learner, examples):
+    _, _, query = collection()
+    outside = np.ones((examples, DIMENSION), np.float32)
+    for left in (1, 0):
+        judged = np.arange(SIZE - left)
+        found = engine.next_round(learner, query, outside, judged, judged % 2 == 0, 5)
+        assert found.positions.tolist() == list(range(SIZE - left, SIZE))
+        found = engine.next_round(
+            learner, query, outside, judged, judged % 2 == 0, 5, hide_judged=False
+        )
+        assert len(found.positions) == 5
+
+
+@pytest.mark.parametrize("learner", list(LEARNERS))
+def test_few_rounds_of_a_growing_session_are_compiled_for(engine, learner, caplog):
+    _, _, query = collection()
+    with jax.log_compiles():
+        for count in range(66, 96, 2):  # 15 rounds
+            marked = np.arange(count)
+            engine.next_round(learner, query, NONE, marked, marked % 3 == 0, 5)
+    compiled = [x.getMessage() for x in caplog.records if "Finished XLA" in x.getMessage()]
+    assert len(compiled) <= 8, compiled
+
+
+def test_a_round_says_whether_its_machine_was_solved(engine, monkeypatch):
+    _, _, query = collection()
+    marked = np.arange(60)
+    relevant = np.random.default_rng(0).random(60) < 0.5
+    assert engine.next_round("svc", query, NONE, marked, relevant, 5).solved
+    monkeypatch.setattr(svm, "MAX_ITERATIONS", 3)
+    monkeypatch.setattr(svm, "MAX_ITERATIONS_PER_SAMPLE", 0)
+    found = engine.next_round("svc", query, NONE, marked, relevant, 5)
+    assert found.learnt
+    assert not found.solved
 
 
 @pytest.mark.parametrize("learner", list(LEARNERS))

@@ -8,7 +8,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics import average_precision_score
 from sklearn.svm import SVC
 
-from air_jax.feedback import learners, simulated_user
+from air_jax.feedback import learners, simulated_user, svm
 from air_jax.feedback.learners import LEARNERS
 from air_jax.search.device_codes import DeviceCodes
 
@@ -368,3 +368,28 @@ def test_a_constant_code_dimension_does_no_harm():
     searched = DeviceCodes(database)
     assert jnp.isfinite(searched._standardised[0]).all()
     assert np.isfinite(simulate("svc", (database, labels, queries, query_labels)).ap).all()
+
+
+@pytest.mark.parametrize("learner", list(LEARNERS))
+def test_sessions_may_judge_all_images(learner):
+    data = collection(size=40, queries=3)
+    simulation = simulate(learner, data, rounds_count=2, marks_per_round=20)
+    assert np.isfinite(simulation.ap).all()
+    assert (simulation.marks[:, -1] == 40).all()
+
+
+@pytest.mark.parametrize("learner", ["svc", "svc_linear", "svc_pseudo"])
+def test_scikit_learns_machines_give_the_same_sessions(learner):
+    data = collection(size=300, queries=24)
+    ours, theirs = (simulate(learner, data, solver=solver) for solver in svm.SOLVERS)
+    np.testing.assert_allclose(ours.ap, theirs.ap, atol=0.01)
+    assert not theirs.unconverged.any()
+
+
+def test_the_user_is_not_shown_equal_images_in_order_of_the_database():
+    """One code for all: what is shown is as often relevant as any image."""
+    labels = np.repeat(np.arange(10), 100)
+    codes = np.full((1000, 4), 3, np.float32)
+    simulation = simulate("none", (codes, labels, codes[:10], np.arange(10)), marks_per_round=50)
+    assert simulation.relevant_marks[:, -1].mean() == pytest.approx(15, abs=4)
+    assert simulation.ap.mean() == pytest.approx(0.1, abs=0.02)

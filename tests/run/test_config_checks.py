@@ -62,6 +62,7 @@ def test_the_small_config_is_let_pass(config, mesh4):
         ({"feedback.learners": ("svc", "svn")}, "'svn' is not one of none, svc"),
         ({"feedback.learners": ()}, "feedback.learners is empty"),
         ({"feedback.show": "worst"}, "feedback.show='worst'"),
+        ({"feedback.solver": "svm"}, "feedback.solver='svm': expected one of smo, sklearn"),
         ({"feedback.queries": -5}, "feedback.queries=-5"),
         ({"feedback.seed": -1}, "feedback.seed=-1"),
         ({"feedback.rounds": 0}, "feedback.rounds=0"),

@@ -69,6 +69,7 @@ GOOD: dict[str, list[Any]] = {
     "feedback.rounds": [1, 2, 12],
     "feedback.marks_per_round": [1, 5, 32, 64],
     "feedback.show": ["best", "uncertain"],
+    "feedback.solver": ["smo", "sklearn"],
     "feedback.queries": [0, 1, 3, 1000],
     "feedback.seed": [0, 5],
     "report.queries": [1, 2, 1000],

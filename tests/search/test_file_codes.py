@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from air_jax.search import file_codes, scorers
+from air_jax.search import codes, file_codes, scorers
 from air_jax.search.codes import WithExamples
 from air_jax.search.device_codes import DeviceCodes
 from air_jax.search.scorers import OUTSIDE, Kernel, Linear, Mixture, Near
@@ -18,7 +18,7 @@ def small_tiles(monkeypatch):
     """Of 700 images several tiles of several chunks, and a rest."""
     monkeypatch.setattr(file_codes, "TILE", 384)
     monkeypatch.setattr(file_codes, "CHUNK", 64)
-    monkeypatch.setattr(file_codes, "MARGIN", 30)
+    monkeypatch.setattr(codes, "MARGIN", 30)
 
 
 def make_store(path, storage="float32", size=700, seed=0):
