@@ -1,12 +1,12 @@
 """Requests drawn from the description of the interface, sensible and odd: none shows a fault."""
 
-import itertools
 import json
 import urllib.parse
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from conftest import EXAMPLES, drawn
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("fastapi", reason="fastapi is not installed (pip install 'air_jax[app]')")
@@ -99,8 +99,8 @@ def requests(draw: st.DrawFn, described: dict, tokens: list[str]) -> dict:
     return asked
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(10_000, marks=pytest.mark.long)])
-def test_no_request_is_a_fault_of_the_server(tmp_path, count):
+def test_no_request_is_a_fault_of_the_server(tmp_path):
+    count = max(EXAMPLES, 150)
     codes = np.random.default_rng(0).normal(size=(SIZE, DIMENSION))
     np.save(tmp_path / "codes.npy", codes)
     build.index_vectors(tmp_path / "codes.npy", None, None, tmp_path / "index", build.Options())
@@ -115,14 +115,7 @@ def test_no_request_is_a_fault_of_the_server(tmp_path, count):
     ]
     seen: dict[int, int] = {}
 
-    @settings(
-        max_examples=count,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @settings(drawn, max_examples=count)
     @given(requests(described, tokens))
     def send(asked: dict) -> None:
         answer = client.request(**asked)
@@ -132,5 +125,5 @@ def test_no_request_is_a_fault_of_the_server(tmp_path, count):
             assert answer.json()["error"]
 
     send()
-    print(dict(itertools.islice(sorted(seen.items()), 20)))
+    print(dict(sorted(seen.items())))
     assert seen[200] > count / 10
