@@ -13,8 +13,7 @@ is written in signed multipliers b_i = y_i alpha_i (Bottou and Lin, 2007):
 with gradient g_i = y_i - sum_j K_ij b_j. It is solved once no b_i that can grow has a gradient more
 than the tolerance above that of one that can shrink.
 
-Linear machines of many noisy samples need millions of such steps. An interior-point method
-(Ferris and Munson, 2002) solves them in about twenty Newton steps, each of [D, D] equations.
+Linear machines of many noisy samples need millions of such steps; `interior_point` solves them.
 """
 
 import contextlib
@@ -23,7 +22,7 @@ import math
 import os
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
@@ -31,11 +30,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 import threadpoolctl
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import SVC
 
+from air_jax.feedback import interior_point
+from air_jax.feedback.interior_point import optimality_gap
 from air_jax.search.scorers import ROUNDING, Machine
 
 KERNELS = ("linear", "rbf")
@@ -47,8 +47,6 @@ TURN = 128  # iterations
 # Measured with 128-d codes, one machine at a time. Linear machines of more samples go to the
 # interior-point method at once; RBF machines of more go to libsvm, which holds no whole matrix.
 MOST_LINEAR, MOST_RBF = 256, 8192  # samples
-MOST_STEPS = 60  # of the interior-point method
-FINISHING = 10  # rounds in which multipliers are put on their bounds
 ROWS = 1024  # of a kernel at a time
 SLOTS_ON_CPU, SLOTS = 64, 8192  # problems worked on at a time: as many as a core's cache holds
 CORES = os.cpu_count() or 1
@@ -415,7 +413,7 @@ def _solve_by_sklearn(
         solution.multipliers[b, real] = multipliers
         solution.intercept[b], solution.iterations[b] = svc.intercept_[0], svc.n_iter_[0]
         solution.gamma[b] = svc._gamma
-        solution.gap[b], _ = _gap(multipliers, gradient, signs * upper[b, real])
+        solution.gap[b], _ = optimality_gap(multipliers, gradient, signs * upper[b, real])
         largest = 1 if kernel == "rbf" else np.square(codes).sum(axis=1).max()
         solution.slack[b] = ROUNDING * largest * np.abs(multipliers).sum()
     return solution
@@ -446,16 +444,6 @@ def _products(
     return np.concatenate(parts)
 
 
-def _gap(multipliers: np.ndarray, gradient: np.ndarray, bound: np.ndarray) -> tuple[float, float]:
-    """The gap of one problem and its intercept; `bound` [M] is y_i C_i."""
-    low, high = np.minimum(bound, 0), np.maximum(bound, 0)
-    most = gradient[multipliers < high].max()
-    least = gradient[multipliers > low].min()
-    # On the margin the gradient is the intercept; with no sample there, it lies between the sides.
-    free = (multipliers > low) & (multipliers < high)
-    return most - least, gradient[free].mean() if free.any() else (most + least) / 2
-
-
 def _solve_by_interior_points(
     samples: np.ndarray, labels: np.ndarray, upper: np.ndarray
 ) -> _Solution:
@@ -466,139 +454,13 @@ def _solve_by_interior_points(
         codes, signs = samples[b, real].astype(np.float64), labels[b, real].astype(np.float64)
         codes -= codes.mean(axis=0)  # the constraint takes it off anyway
         with one_blas_thread():
-            inner, at_low, at_high, steps = _central_path(codes, signs, upper[b, real])
-            multipliers, gap, intercept = _finished(
-                codes, signs, upper[b, real], inner, at_low, at_high
-            )
+            multipliers, gap, intercept, steps = interior_point.solve(codes, signs, upper[b, real])
         # The hyperplane's normal has the same product with all of the mean that was taken off.
         normal, mean = multipliers @ codes, samples[b, real].mean(axis=0, dtype=np.float64)
         solution.multipliers[b, real] = multipliers
         solution.intercept[b] = intercept - normal @ mean
         solution.gap[b], solution.iterations[b] = gap, steps
     return solution
-
-
-def _central_path(
-    codes: np.ndarray, signs: np.ndarray, upper: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Follow the central path of the dual to its end by Mehrotra's predictor and corrector.
-
-    With a_i = y_i b_i, a room C_i - a_i, and a price of either bound, the conditions are
-    y_i f(x_i) - 1 = price_low_i - price_high_i, and that each price times its distance is zero.
-
-    Returns:
-        a [M]; whether it goes to 0 and to C_i [M] bool; and the steps taken.
-    """
-    signed = codes * signs[:, None]
-    size = len(codes)
-    a, room = upper / 2, upper / 2
-    low, high, intercept = np.ones(size), np.ones(size), 0.0  # prices of the bounds, and f's
-    steps = 0
-    while steps < MOST_STEPS:
-        residual = 1 - signed @ (a @ signed) - intercept * signs + low - high
-        mean = (a @ low + room @ high) / (2 * size)
-        if mean < 1e-13 * upper.max():
-            break
-        try:
-            newton = _newton_step(signed, signs, a, room, low, high, residual)
-        except np.linalg.LinAlgError:  # so near the end that double precision is used up
-            break
-        move, low_move, high_move, _ = newton(-low * a, -high * room)
-        pairs = ((a, move), (room, -move), (low, low_move), (high, high_move))
-        step = min(1, _longest_step(pairs))
-        ahead = (a + step * move) @ (low + step * low_move)
-        ahead += (room - step * move) @ (high + step * high_move)
-        target = mean * (ahead / (2 * size * mean)) ** 3
-        move, low_move, high_move, turn = newton(
-            target - low * a - move * low_move, target - high * room + move * high_move
-        )
-        pairs = ((a, move), (room, -move), (low, low_move), (high, high_move))
-        step = min(1, 0.995 * _longest_step(pairs))
-        a, room, intercept = a + step * move, room - step * move, intercept + step * turn
-        low, high = low + step * low_move, high + step * high_move
-        steps += 1
-    return a, a < low, room < high, steps
-
-
-def _newton_step(
-    signed: np.ndarray,
-    signs: np.ndarray,
-    a: np.ndarray,
-    room: np.ndarray,
-    low: np.ndarray,
-    high: np.ndarray,
-    residual: np.ndarray,
-) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
-    """A function of how much low * a and high * room [M] shall grow: steps of a, low, high, f's.
-
-    Raises:
-        LinAlgError: double precision cannot tell the step.
-    """
-    # (Q + T) d = r with Q = signed signed': equations of [M, M], or by Woodbury's identity [D, D].
-    diagonal = low / a + high / room
-    size, dimension = signed.shape
-    scaled = signed / diagonal[:, None]
-    few = size <= dimension
-    matrix = signed @ signed.T + np.diag(diagonal) if few else np.eye(dimension) + signed.T @ scaled
-    factor = scipy.linalg.cho_factor(matrix)
-
-    def solved(values: np.ndarray) -> np.ndarray:
-        if few:
-            return scipy.linalg.cho_solve(factor, values)
-        return values / diagonal - scaled @ scipy.linalg.cho_solve(factor, scaled.T @ values)
-
-    of_signs = solved(signs)
-
-    def step(of_low: np.ndarray, of_high: np.ndarray) -> tuple[Any, ...]:
-        free = solved(residual + of_low / a - of_high / room)
-        turn = (signs @ free + signs @ a) / (signs @ of_signs)
-        move = free - turn * of_signs
-        return move, (of_low - low * move) / a, (of_high + high * move) / room, turn
-
-    return step
-
-
-def _longest_step(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    """How far values can go along their moves before one is zero."""
-    return min(float((-v[m < 0] / m[m < 0]).min(initial=np.inf)) for v, m in pairs)
-
-
-def _finished(
-    codes: np.ndarray,
-    signs: np.ndarray,
-    upper: np.ndarray,
-    inner: np.ndarray,
-    at_low: np.ndarray,
-    at_high: np.ndarray,
-) -> tuple[np.ndarray, float, float]:
-    """Multipliers [M] exactly on the margin or at their bounds, their gap, and the intercept."""
-    bound = signs * upper
-    best: tuple[np.ndarray, float, float] = (np.zeros(len(signs)), np.inf, 0.0)
-    for _ in range(FINISHING):
-        multipliers = np.where(at_low, 0, np.where(at_high, bound, signs * inner))
-        free = ~(at_low | at_high)
-        if free.any():
-            own, count = codes[free], int(free.sum())
-            held = multipliers[~free] @ codes[~free]
-            equations = np.ones((count + 1, count + 1))
-            equations[:count, :count], equations[count, count] = own @ own.T, 0
-            wanted = np.append(signs[free] - own @ held, -multipliers[~free].sum())
-            # The smallest change: where samples coincide, many multipliers are as good.
-            start = np.append(multipliers[free], 0)
-            change = np.linalg.lstsq(equations, wanted - equations @ start, rcond=1e-13)[0]
-            multipliers[free] += change[:count]
-        inside = np.clip(multipliers, np.minimum(bound, 0), np.maximum(bound, 0))
-        gradient = signs - codes @ (inside @ codes)
-        gap, intercept = _gap(inside, gradient, bound)
-        if gap < best[1] and abs(inside.sum()) <= 1e-9 * upper.sum():
-            best = inside, gap, intercept
-        # Multipliers that left their bounds go back; those that would rather leave them are freed.
-        outside, urge = multipliers != inside, signs * (gradient - intercept)
-        at_low = (at_low & (urge <= 1e-9)) | (outside & (inside == 0))
-        at_high = (at_high & (urge >= -1e-9)) | (outside & (inside == bound))
-        if gap <= 1e-9:
-            break
-    return best
 
 
 def padded(values: np.ndarray, axis: int) -> np.ndarray:
