@@ -69,8 +69,8 @@ class Round:
     scores: list[float | None] = dataclasses.field(default_factory=list)
     learnt: bool = True
     certain: bool = True
-    solved: bool = True
     seconds: float = 0.0
+    solved: bool = True
 
 
 @dataclasses.dataclass

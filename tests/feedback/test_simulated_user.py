@@ -8,7 +8,7 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.metrics import average_precision_score
 from sklearn.svm import SVC
 
-from air_jax.feedback import learners, simulated_user, svm
+from air_jax.feedback import learners, simulated_user
 from air_jax.feedback.learners import LEARNERS
 from air_jax.search.device_codes import DeviceCodes
 
@@ -378,11 +378,12 @@ def test_sessions_may_judge_all_images(learner):
     assert (simulation.marks[:, -1] == 40).all()
 
 
-@pytest.mark.parametrize("learner", ["svc", "svc_linear", "svc_pseudo"])
-def test_scikit_learns_machines_give_the_same_sessions(learner):
+@pytest.mark.parametrize("learner", ["svc", "svc_linear"])
+def test_scikit_learns_machines_rank_by_the_same_marks_as_ours(learner):
     data = collection(size=300, queries=24)
-    ours, theirs = (simulate(learner, data, solver=solver) for solver in svm.SOLVERS)
-    np.testing.assert_allclose(ours.ap, theirs.ap, atol=0.01)
+    ours = simulate(learner, data)
+    theirs = simulate(learner, data, solver="sklearn", recorded=ours.marked)
+    np.testing.assert_allclose(ours.ap, theirs.ap, atol=2e-3)
     assert not theirs.unconverged.any()
 
 
