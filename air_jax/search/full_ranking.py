@@ -54,12 +54,12 @@ def first_unmarked(scores: jax.Array, marked: np.ndarray, count: int) -> np.ndar
         count: at most N - M.
 
     Returns:
-        [B, count] positions.
+        [B, count] int32 positions: processes that gather them agree on the dtype.
     """
     values, positions = best_unmarked(scores, marked, count)
     if count and bool(_others_tie(scores, marked, values)):
         order = tie_order(scores.shape[1])
-        by_order = np.argsort(order)
+        by_order = np.argsort(order).astype(np.int32)
         _, places = best_unmarked(scores[:, by_order], order[marked], count)
         return by_order[np.asarray(places)]
     return np.asarray(positions)

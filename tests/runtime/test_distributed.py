@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.experimental import multihost_utils
 
 from air_jax.runtime import distributed
 from air_jax.runtime.distributed import ALONE, Place, find_place
@@ -62,7 +63,7 @@ def test_shares_are_even_and_gathered_in_order(count, processes, dtype):
     places = [Place("host:1", processes, number) for number in range(processes)]
     shares, sent = [], []
     with pytest.MonkeyPatch.context() as patch:
-        exchange = distributed.multihost_utils
+        exchange = multihost_utils
         for place in places:
             patch.setattr(distributed, "_place", place)
             patch.setattr(distributed, "barrier", lambda: None)

@@ -236,3 +236,14 @@ def test_products_are_compiled_for_their_precision(precision, compiled_for):
     lengths = np.square(codes).sum(axis=1)
     lowered = distances.negative_distances.lower(random_codes(1, 7), codes, lengths, precision)
     assert compiled_for in lowered.as_text()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_first_unmarked_images_have_one_dtype_with_ties_and_without(ties):
+    scores = (
+        np.zeros((2, 6), np.float32) if ties else -np.arange(12, dtype=np.float32).reshape(2, 6)
+    )
+    found = full_ranking.first_unmarked(scores, np.array([[0], [1]]), 3)
+    assert (found.dtype, found.shape) == (np.int32, (2, 3))
+    assert 0 not in found[0]
+    assert 1 not in found[1]
