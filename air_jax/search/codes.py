@@ -188,27 +188,32 @@ def frame_of(codes: np.ndarray) -> Frame:
         sizes = np.abs(some - middle).max(axis=1)
     size = float(np.median(sizes[sizes > 0])) if (sizes > 0).any() else 0.0
     far = FAR * size if size > 0 else np.inf
+    # Differences from the middle: float32 is exact enough for float32 codes, and twice as fast.
+    is_small = codes.dtype.itemsize <= 4
+    middle = middle.astype(np.float32) if is_small else middle
     total, count, fits = np.zeros(codes.shape[1]), 0, True
     farthest, value, place = 0.0, 0.0, (0, 0)
     for start in range(0, len(codes), ROWS):
         part: Any = np.asarray(codes[start : start + ROWS])
-        bad = ~np.isfinite(part).all(axis=1)
-        if bad.any():
-            first = start + int(np.argmax(bad))
-            raise ValueError(f"codes hold NaN or infinity, the first at row {first}")
-        with np.errstate(over="ignore"):
-            fits = fits and (part.astype(np.float32) == part).all()
+        with np.errstate(over="ignore", invalid="ignore"):
             away = part - middle
-        sizes = np.abs(away).max(axis=1)
+            sizes = np.abs(away).max(axis=1)
+            fits = fits and (is_small or (part.astype(np.float32) == part).all())
+        if not np.isfinite(sizes).all():
+            bad = ~np.isfinite(part).all(axis=1)
+            if bad.any():
+                first = start + int(np.argmax(bad))
+                raise ValueError(f"codes hold NaN or infinity, the first at row {first}")
         near = sizes <= far
-        total += away[near].sum(axis=0)
+        summed = part if is_small else away  # float64 loses nothing of sums of float32
+        total += (summed if near.all() else summed[near]).sum(axis=0, dtype=np.float64)
         count += int(np.count_nonzero(near))
         if sizes.max() > farthest:
             row = int(np.argmax(sizes))
             column = int(np.argmax(np.abs(away[row])))
             farthest, value = float(sizes[row]), float(part[row, column])
             place = (start + row, column)
-    mean = middle + total / count
+    mean = total / count if is_small else middle + total / count
     size = size or farthest or 1.0
     unit = 1.0
     if not SMALLEST_SIZE <= size <= LARGEST_SIZE or farthest > FARTHEST:
@@ -237,8 +242,9 @@ def statistics(codes: np.ndarray, frame: Frame) -> tuple[np.ndarray, np.ndarray]
     dimension = codes.shape[1]
     products, extent, count = np.zeros((dimension, dimension)), np.zeros(dimension), 0
     for start in range(0, len(codes), ROWS):
-        centred = frame.centred(np.asarray(codes[start : start + ROWS])).astype(np.float64)
-        centred = centred[np.abs(centred).max(axis=1) <= frame.limit]
+        centred = frame.centred(np.asarray(codes[start : start + ROWS]))
+        near = np.abs(centred).max(axis=1) <= frame.limit
+        centred = centred if near.all() else centred[near]
         products += centred.T @ centred
         extent = np.maximum(extent, np.abs(centred).max(axis=0, initial=0))
         count += len(centred)

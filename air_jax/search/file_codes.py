@@ -41,7 +41,7 @@ from air_jax.search.codes import (
     frame_of,
     statistics,
 )
-from air_jax.search.scorers import Scorer
+from air_jax.search.scorers import Kernel, Near, Scorer
 
 FORMAT = 2  # 1 is read, too
 STORAGES = ("float32", "float16", "int8")
@@ -108,10 +108,9 @@ class FileCodes:
         """The largest length of a standardised code; format 1 does not say it."""
         if self._longest is not None:
             return float(self._longest)
-        parts = (
-            np.arange(start, min(start + ROWS, self.size)) for start in range(0, self.size, ROWS)
-        )
-        return max(_longest(self._exactly(part), self.deviation) for part in parts)
+        starts = range(0, self.size, ROWS)
+        parts = (self._exactly(slice(start, start + ROWS)) for start in starts)
+        return max(_longest(part, self.deviation) for part in parts)
 
     def get(self, positions: np.ndarray) -> np.ndarray:
         kept = self.exact[positions]
@@ -126,10 +125,10 @@ class FileCodes:
             else self.exact[positions] - self.mean
         )
 
-    def _exactly(self, positions: np.ndarray) -> np.ndarray:
+    def _exactly(self, positions: np.ndarray | slice) -> np.ndarray:
         """As `take`, in double precision."""
         kept = self.exact[positions].astype(np.float64)
-        return kept if self.is_centred else kept - self.mean
+        return kept if self.is_centred else np.subtract(kept, self.mean)
 
     def top(
         self, scorer: Scorer, k: int, without: np.ndarray | None = None, show: str = "best"
@@ -148,7 +147,7 @@ class FileCodes:
             show,
             moved=self.error,
             lost=self.lost,
-            longest=self.longest,
+            longest=0.0 if isinstance(scorer, Near | Kernel) else self.longest,  # not used by those
         )
 
     def _best(self, scorer: Scorer, count: int, show: str) -> tuple[np.ndarray, np.ndarray]:
@@ -245,6 +244,10 @@ def write(path: Path, codes: np.ndarray, storage: str = "float32") -> FileCodes:
     for start in range(0, len(codes), ROWS):
         rows = slice(start, start + ROWS)
         given = np.asarray(codes[rows])
+        if frame.fits_float32 and storage == "float32":
+            exact[rows] = given
+            longest = max(longest, _longest(frame.centred(given), deviation))
+            continue
         centred = (given.astype(np.float64) - frame.mean) / frame.unit
         exact[rows] = given if frame.fits_float32 else centred
         if not frame.fits_float32:
@@ -283,8 +286,8 @@ def _distance(kept: np.ndarray, given: np.ndarray) -> float:
 
 
 def _longest(centred: np.ndarray, deviation: np.ndarray) -> float:
-    """The largest length of centred codes [n, D] float64, standardised."""
-    return float(np.sqrt(np.square(centred / deviation).sum(axis=1).max()))
+    """The largest length of centred codes [n, D], standardised."""
+    return float(np.max(np.linalg.norm(centred / deviation, axis=1)))
 
 
 def _read_header(path: Path) -> dict[str, Any]:
