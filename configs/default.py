@@ -27,6 +27,13 @@ def get_config() -> ml_collections.ConfigDict:
     data.loader = "auto"  # resident, tfdata, host; auto = resident where it fits
 
     config.model = model = ml_collections.ConfigDict()
+    model.encoder = "paper"  # paper; conv, a plain convolutional net that widens (no decoder)
+    # Of encoder conv: channels and blocks of each stage, pooling between stages; residual blocks
+    # of two convolutions. ResNet-18's: (64, 128, 256, 512), (2, 2, 2, 2), True.
+    model.widths = (32, 64, 128)
+    model.blocks = (1, 2, 2)
+    model.residual = False
+    # Of encoder paper; `kernel` is of both.
     model.depth = 40  # convolutions and deconvolutions, half each
     model.width = 64  # the paper gives none; RED-Net's
     model.kernel = 3  # the paper gives none; RED-Net's
@@ -41,6 +48,12 @@ def get_config() -> ml_collections.ConfigDict:
     model.input_residual = False  # RED-Net's shortcut from input to output
 
     config.train = train = ml_collections.ConfigDict()
+    # reconstruction, the paper's; contrastive and coding_rate give random views (crops in other
+    # colours) of an image the same embedding, and views of other images another.
+    train.objective = "reconstruction"
+    train.views = 4  # of each image
+    train.view_size = 0  # side of the views in pixels; 0 = the images'
+    train.view_area = (0.2, 0.55)  # smallest and largest share of the image that a view shows
     # "the number of iterations per batch is 20": read as 20 epochs. Literally: epochs = 1 and
     # steps_per_batch = 20.
     train.epochs = 20
@@ -50,11 +63,12 @@ def get_config() -> ml_collections.ConfigDict:
     train.schedule = "joint"  # joint, greedy
     train.greedy_share = 0.5
     train.batch = 160  # "a minimum of 150 samples"; 160 divides over 2, 4, 8, 16, 32 devices
+    train.optimizer = "sgd"  # sgd, the paper's; adamw
     train.learning_rate = 0.05  # the configs that train a net set their own
     train.lr_schedule = "cosine"  # constant, cosine
     train.warmup_steps = 100
-    train.momentum = 0.9
-    train.weight_decay = 0.0
+    train.momentum = 0.9  # of AdamW its first moment's
+    train.weight_decay = 0.0  # SGD: of all parameters; AdamW: of matrices, apart from the gradient
     train.clip_norm = 1.0  # of the gradient; 0 = none
     train.dtype = "float32"  # of computation: float32, bfloat16
     # Steps that the devices do in one call; 0 = by itself: an epoch on an accelerator, 1 on a CPU.
@@ -66,6 +80,12 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.encode = encode = ml_collections.ConfigDict()
     encode.batch = 512
+    # What is done to codes before they are compared: plain, nothing; whitened, principal components
+    # of the training images' codes, each divided by its variance to a power, then unit length.
+    encode.readout = "plain"
+    encode.readout_dim = 128  # components kept
+    encode.readout_power = 0.25
+    encode.unit_length = True
 
     config.retrieval = retrieval = ml_collections.ConfigDict()
     # l2 (the paper's), standardised, cosine, inner_product: see `distances.for_metric`.
@@ -90,5 +110,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.log = log = ml_collections.ConfigDict()
     log.every_steps = 20  # a line in metrics.jsonl
     log.checkpoint_steps = 500
+    # Training never sees a label. Every so many steps a nearest-neighbour classifier of images of
+    # the database tells how much the codes know of the classes, in probes.jsonl; 0 = never.
+    log.probe_steps = 0
     log.tensorboard = False
     return config

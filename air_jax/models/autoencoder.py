@@ -30,6 +30,7 @@ class ConvLayer(nnx.Module):
         dtype: of computation; parameters are float32.
         rngs: for initialisation.
         activation: φ; None for a linear layer.
+        bias: whether there is one.
     """
 
     def __init__(
@@ -43,10 +44,17 @@ class ConvLayer(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
         activation: Callable[[jax.Array], jax.Array] | None = nnx.relu,
+        bias: bool = True,
     ):
         initializer = _HE if activation else _LECUN
         self.conv = Convolution(
-            in_channels, out_channels, kernel, kernel_init=initializer, dtype=dtype, rngs=rngs
+            in_channels,
+            out_channels,
+            kernel,
+            kernel_init=initializer,
+            bias=bias,
+            dtype=dtype,
+            rngs=rngs,
         )
         self.activation = activation
         norms: dict[str, Callable[[], nnx.BatchNorm | nnx.GroupNorm | None]] = {
@@ -66,7 +74,7 @@ class ConvLayer(nnx.Module):
         return self.activation(x) if self.activation else x
 
 
-def _max_pool(x: jax.Array, window: int = 2) -> jax.Array:
+def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
     """Equation 6."""
     return nnx.max_pool(x, (window, window), strides=(window, window))
 
@@ -162,9 +170,9 @@ class Encoder(nnx.Module):
             if first is None:  # after layer 1
                 first = x
             if layer in self.pooled_after:
-                first = _max_pool(first)
+                first = max_pool(first)
                 # After layer 1 the maps and the shortcut are the same array: pool it once.
-                x = first if layer == 1 else _max_pool(x)
+                x = first if layer == 1 else max_pool(x)
             maps.append(x)
         return maps, first
 
@@ -225,7 +233,7 @@ class Decoder(nnx.Module):
             if layer % 2 and self.symmetric:
                 shortcut = maps[len(self.deconvs) + 1 - layer]
             elif layer % 2 and self.asymmetric:
-                shortcut = _max_pool(maps[1], maps[1].shape[1] // x.shape[1])
+                shortcut = max_pool(maps[1], maps[1].shape[1] // x.shape[1])
             x = self.deconvs[layer - 1](x, shortcut)
         return x
 

@@ -19,13 +19,14 @@ ROWS_PER_PRODUCT = 1024  # of map positions; more of them leave the cache, fewer
 
 
 class Convolution(nnx.Module):
-    """A stride-1 convolution with bias, padded with zeros: maps keep their size (eq 1).
+    """A stride-1 convolution, padded with zeros: maps keep their size (eq 1).
 
     Args:
         in_channels: of the maps it reads.
         out_channels: of those it makes.
         side: k of its k x k kernel.
         kernel_init: initialiser of the kernel; the bias starts at zero.
+        bias: whether there is one.
         dtype: of computation; parameters are float32.
         rngs: for initialisation.
     """
@@ -37,18 +38,20 @@ class Convolution(nnx.Module):
         side: int,
         *,
         kernel_init: nnx.Initializer,
+        bias: bool = True,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         shape = (side, side, in_channels, out_channels)
         self.kernel = nnx.Param(kernel_init(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(nnx.initializers.zeros(rngs.params(), (out_channels,), jnp.float32))
+        zeros = nnx.initializers.zeros
+        self.bias = nnx.Param(zeros(rngs.params(), (out_channels,), jnp.float32)) if bias else None
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, h, w, in_channels] -> [B, h, w, out_channels] of `dtype`."""
-        kernel, bias = (p[...].astype(self.dtype) for p in (self.kernel, self.bias))
-        return convolve(x.astype(self.dtype), kernel) + bias
+        made = convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
+        return made if self.bias is None else made + self.bias[...].astype(self.dtype)
 
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -7,8 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
+from air_jax.models.autoencoder import Autoencoder
 from air_jax.models.net import Net
 from air_jax.runtime import distributed, sharding
 from air_jax.runtime.progress import Progress
@@ -31,15 +33,35 @@ def encode(
         label: of the progress shown; None shows none.
 
     Returns:
-        [N, code_dim] float32.
+        [N, D] float32: D is the read-out's, or without one the encoder's.
     """
     return _map_batches(encode_batch, net, (images,), mesh, batch, label)
 
 
 @jax.jit
 def encode_batch(net: Net, images: jax.Array) -> jax.Array:
-    """Codes [B, code_dim] float32 of one batch [B, S, S, C] uint8 on the devices."""
-    return net.module().encode(net.standardise(images)).astype(jnp.float32)
+    """Codes [B, D] float32 of one batch [B, S, S, C] uint8 on the devices."""
+    codes = net.module().encode(net.standardise(images)).astype(jnp.float32)
+    return codes if net.readout is None else net.readout(codes)
+
+
+@jax.jit
+def with_statistics_of(net: Net, images: jax.Array) -> Net:
+    """A net whose batch normalisation has the means and variances that these images give it.
+
+    Views that a net was trained on are crops and have other statistics than whole images.
+
+    Args:
+        net: any; without batch normalisation it stays as it is.
+        images: [B, S, S, C] uint8; a thousand tell the statistics well.
+    """
+    model = net.module()
+    model.train()
+    for _, module in nnx.iter_graph(model):
+        if isinstance(module, nnx.BatchNorm):
+            module.momentum = 0.0  # what is new replaces what was
+    model.encode(net.standardise(images))
+    return net._replace(stats=nnx.state(model, nnx.BatchStat))
 
 
 def reconstruct(
@@ -62,6 +84,7 @@ def reconstruct(
 
 def _decode(net: Net, images: jax.Array, codes: jax.Array) -> jax.Array:
     model = net.module()
+    assert isinstance(model, Autoencoder)
     _, maps = model.encoder(net.standardise(images))
     return model.decoder(codes, maps).astype(jnp.float32)
 

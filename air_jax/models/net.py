@@ -1,17 +1,24 @@
-"""A net: an autoencoder made functional, with the standardisation that it was trained on."""
+"""A net: a module made functional, with the standardisation and the read-out of its codes."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
+from air_jax.models.architecture import Architecture
 from air_jax.models.autoencoder import Autoencoder
+from air_jax.models.conv_net import ConvArchitecture, Embedder
+from air_jax.models.readout import Readout
+
+Module = Autoencoder | Embedder
 
 
 class Net(NamedTuple):
-    """An autoencoder split by `nnx.split`, with the standardisation that it was trained on.
+    """A module split by `nnx.split`, with the standardisation that it was trained on.
 
     A pytree: it can be an argument of any jitted function.
 
@@ -21,6 +28,7 @@ class Net(NamedTuple):
         stats: running statistics of batch normalisation; empty without it.
         mean: [C] float32, channel means of the training images in [0, 1].
         std: [C] float32, their standard deviations.
+        readout: what is done to codes before they are compared; None leaves them as they are.
     """
 
     graphdef: nnx.GraphDef
@@ -28,6 +36,7 @@ class Net(NamedTuple):
     stats: nnx.State
     mean: jax.Array
     std: jax.Array
+    readout: Readout | None = None
 
     @property
     def depth(self) -> int:
@@ -36,16 +45,71 @@ class Net(NamedTuple):
 
     def standardise(self, images: jax.Array) -> jax.Array:
         """uint8 images [B, S, S, C] -> float32, zero mean and unit variance by channel."""
-        return (images.astype(jnp.float32) / 255 - self.mean) / self.std
+        return self.standardise_pixels(images.astype(jnp.float32) / 255)
 
-    def module(self) -> Autoencoder:
-        """The autoencoder as a module, set to evaluation."""
+    def standardise_pixels(self, pixels: jax.Array) -> jax.Array:
+        """Pixels [B, S, S, C] float32 in [0, 1] -> zero mean and unit variance by channel."""
+        return (pixels - self.mean) / self.std
+
+    def module(self) -> Module:
+        """The module, set to evaluation."""
         model = nnx.merge(self.graphdef, self.params, self.stats)
         model.eval()
         return model
 
 
-def make_net(model: Autoencoder, mean: np.ndarray | jax.Array, std: np.ndarray | jax.Array) -> Net:
+ENCODERS = ("paper", "conv")
+_OF_CONV = ("widths", "blocks", "residual")  # fields that only a `ConvArchitecture` has
+
+
+def architecture_of(
+    model: Mapping[str, Any], image_shape: tuple[int, int, int]
+) -> Architecture | ConvArchitecture:
+    """The encoder that the keys of `config.model` describe.
+
+    Args:
+        model: key -> value. Without `encoder`, as configs of earlier versions are, the paper's.
+        image_shape: (S, S, C).
+
+    Raises:
+        ValueError: there is no such encoder; the message names the key.
+    """
+    keys = dict(model)
+    encoder = keys.pop("encoder", "paper")
+    if encoder == "conv":
+        return ConvArchitecture(
+            widths=tuple(keys["widths"]),
+            blocks=tuple(keys["blocks"]),
+            residual=keys["residual"],
+            kernel=keys["kernel"],
+            image_shape=image_shape,
+        )
+    if encoder != "paper":
+        raise ValueError(f"model.encoder={encoder!r}: expected one of {', '.join(ENCODERS)}")
+    of_paper = {key: value for key, value in keys.items() if key not in _OF_CONV}
+    return Architecture(**of_paper, image_shape=image_shape)
+
+
+def make_module(
+    architecture: Architecture | ConvArchitecture,
+    objective: str,
+    *,
+    remat: bool,
+    dtype: DTypeLike,
+    rngs: nnx.Rngs,
+) -> Module:
+    """What an objective trains: an autoencoder, or an encoder with a projector and no decoder."""
+    if objective != "reconstruction":
+        return Embedder(architecture, remat=remat, dtype=dtype, rngs=rngs)
+    if not isinstance(architecture, Architecture):
+        raise ValueError(
+            "model.encoder='conv' with train.objective='reconstruction': the decoder mirrors the "
+            "paper's encoder only; expected model.encoder='paper' or another objective"
+        )
+    return Autoencoder(architecture, remat=remat, dtype=dtype, rngs=rngs)
+
+
+def make_net(model: Module, mean: np.ndarray | jax.Array, std: np.ndarray | jax.Array) -> Net:
     """Split a module into a `Net`; `mean` and `std` [C] are of pixels in [0, 1]."""
     return Net(*nnx.split(model, nnx.Param, nnx.BatchStat), jnp.asarray(mean), jnp.asarray(std))
 

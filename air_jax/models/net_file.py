@@ -11,9 +11,8 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from air_jax.models.architecture import Architecture
-from air_jax.models.autoencoder import Autoencoder
-from air_jax.models.net import Net, make_net, parameter_names
+from air_jax.models.net import Net, architecture_of, make_module, make_net, parameter_names
+from air_jax.models.readout import Readout
 from air_jax.runtime import sharding
 from air_jax.runtime.atomic_files import read_npz, write_npz
 
@@ -24,7 +23,7 @@ class KeptNet(NamedTuple):
     Attributes:
         net: see `net.Net`.
         about: {"name", "step", "fingerprint", "air_jax", "image_shape", "config"}, as JSON has it.
-            `config` holds the keys `seed`, `model.*` and `train.*` of the run that trained the net.
+            `config` holds the keys of the run that make the net (`run.trained_net.SECTIONS`).
     """
 
     net: Net
@@ -37,8 +36,11 @@ def keep(net: Net, about: dict[str, Any]) -> KeptNet:
 
 
 def _fingerprint(net: Net, about: dict[str, Any]) -> str:
-    """SHA-256 of what decides an image's code: `model.*`, parameters, the pixels' mean and std."""
+    """SHA-256 of what decides an image's code: `model.*`, the parameters, the pixels' mean and std,
+    the read-out."""
     model = {key: value for key, value in about["config"].items() if key.startswith("model.")}
+    if net.readout is not None:
+        model["encode.unit_length"] = net.readout.unit_length
     found = hashlib.sha256(json.dumps([model, about["image_shape"]], sort_keys=True).encode())
     for leaf in map(np.asarray, jax.tree.leaves(net)):
         found.update(f"{leaf.dtype}{leaf.shape}".encode())
@@ -63,6 +65,10 @@ def read(path: Path, mesh: Mesh) -> KeptNet:
     try:
         about = json.loads(str(held["about"]))
         new = _untrained(about)
+        if "readout.mean" in held:
+            mean, projection = (jnp.asarray(held[f"readout.{n}"]) for n in ("mean", "projection"))
+            readout = Readout(mean, projection, bool(about["config"]["encode.unit_length"]))
+            new = new._replace(readout=readout)
         names = _names(new)
         if "leaf_0" in held:  # files of earlier states of 0.1.0 number the arrays
             names = [f"leaf_{place}" for place in range(len(names))]
@@ -81,23 +87,26 @@ def read(path: Path, mesh: Mesh) -> KeptNet:
 
 def _names(net: Net) -> list[str]:
     """A name for each leaf of a net, in their order."""
-    return [*parameter_names(net.params), *parameter_names(net.stats), "mean", "std"]
+    names = [*parameter_names(net.params), *parameter_names(net.stats), "mean", "std"]
+    return names if net.readout is None else [*names, "readout.mean", "readout.projection"]
 
 
 def _untrained(about: dict[str, Any]) -> Net:
     """A net of the architecture that is written down, its leaves only shapes and dtypes."""
     config, shape = about["config"], tuple(about["image_shape"])
     model = {key[6:]: value for key, value in config.items() if key.startswith("model.")}
-    architecture = Architecture(**model, image_shape=shape)
+    architecture = architecture_of(model, shape)
 
     def make() -> Net:
         channel = jnp.zeros(shape[2])
-        model = Autoencoder(
+        model = make_module(
             architecture,
+            config.get("train.objective", "reconstruction"),
             remat=config.get("train.remat", False),
             dtype=config.get("train.dtype", "float32"),
             rngs=nnx.Rngs(0),
         )
         return make_net(model, channel, channel)
 
-    return jax.eval_shape(make)
+    net: Net = jax.eval_shape(make)
+    return net

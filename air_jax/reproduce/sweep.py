@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from air_jax.models.architecture import Architecture
+from air_jax.models.net import architecture_of
 from air_jax.run import dry_run, jobs, pipeline
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import WorkDir
@@ -60,11 +60,7 @@ class Member(NamedTuple):
         config = self.job.config
         steps = loop.count_steps(config.train, images)
         shape = self.job.dataset.images.shape[1:]
-        return (
-            steps
-            * config.train.batch
-            * Architecture(**config.model, image_shape=shape).multiplications()
-        )
+        return steps * config.train.batch * architecture_of(config.model, shape).multiplications()
 
 
 def make_members(job: Job, folder: Path) -> list[Member]:

@@ -19,11 +19,14 @@ from air_jax.feedback import svm
 from air_jax.feedback.engine import SHOW
 from air_jax.feedback.learners import LEARNERS
 from air_jax.models.architecture import Architecture
+from air_jax.models.conv_net import ConvArchitecture
+from air_jax.models.net import ENCODERS, architecture_of
+from air_jax.models.readout import READOUTS
 from air_jax.runtime.arguments import near_key
 from air_jax.runtime.command_line import flatten
 from air_jax.search import baselines
 from air_jax.search.distances import METRICS, PRECISIONS
-from air_jax.training import loop, optimizer, step
+from air_jax.training import loop, objectives, optimizer
 
 LARGEST = 2**32 - 1  # of whole numbers: seeds have no more bits
 MOST_STEPS = 2**31 - 1  # they are counted in an int32
@@ -31,10 +34,14 @@ SHEET_ROWS = 200  # of images in the retrieval sheet: 15,600 pixels of height
 
 CHOICES = {
     "data.loader": loaders.LOADERS,
+    "model.encoder": ENCODERS,
+    "train.objective": objectives.OBJECTIVES,
+    "train.optimizer": optimizer.OPTIMIZERS,
     "train.schedule": loop.SCHEDULES,
     "train.lr_schedule": optimizer.LR_SCHEDULES,
     "train.dtype": loop.DTYPES,
-    "train.corruption": step.CORRUPTIONS,
+    "train.corruption": objectives.CORRUPTIONS,
+    "encode.readout": READOUTS,
     "retrieval.metric": METRICS,
     "retrieval.precision": PRECISIONS,
     "feedback.show": SHOW,
@@ -46,7 +53,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
         (
             *("train.epochs", "train.batch", "train.steps_per_batch"),
             *("feedback.rounds", "feedback.marks_per_round", "report.queries"),
-            *("log.every_steps", "log.checkpoint_steps"),
+            *("log.every_steps", "log.checkpoint_steps", "encode.readout_dim"),
         ),
         lambda value: value >= 1,
         "at least 1",
@@ -56,12 +63,14 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
             *("seed", "data.split_seed", "data.size", "data.keep_database_per_class"),
             *("data.keep_queries_per_class", "train.warmup_steps", "train.weight_decay"),
             *("train.clip_norm", "train.steps_per_call", "train.corruption_amount"),
-            *("feedback.queries", "feedback.seed"),
+            *("feedback.queries", "feedback.seed", "log.probe_steps", "train.view_size"),
         ),
         lambda value: value >= 0,
         "0 or more",
     ),
     (("train.learning_rate",), lambda value: 0 < value < math.inf, "a positive number"),
+    (("train.views",), lambda value: value >= 2, "at least 2: views of an image are compared"),
+    (("encode.readout_power",), lambda value: 0 <= value <= 1, "from 0 to 1"),
     (("train.momentum",), lambda value: 0 <= value < 1, "from 0 to below 1"),
     (
         ("train.greedy_share",),
@@ -90,8 +99,13 @@ def check_keys(config: ml_collections.ConfigDict) -> None:
 def _expected(like: Any, value: Any) -> str | None:
     """What was expected of a key with this default, in words, if a value is not that."""
     if isinstance(like, list):
-        good = isinstance(value, list) and all(isinstance(one, str) for one in value)
-        return None if good else "names in a tuple"
+        kind, words = (str, "names") if isinstance(like[0], str) else (int | float, "numbers")
+        if isinstance(like[0], int):
+            kind, words = int, "whole numbers"
+        good = isinstance(value, list) and all(
+            isinstance(one, kind) and not isinstance(one, bool) for one in value
+        )
+        return None if good else f"{words} in a tuple"
     if isinstance(like, bool):
         return None if isinstance(value, bool) else "True or False"
     if isinstance(like, str):
@@ -134,6 +148,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             "log.tensorboard=True needs tensorboardX: pip install 'air_jax[tensorboard]'"
         )
+    _check_objective(config)
     train = config.train
     if (train.corruption == "none") != (train.corruption_amount == 0):
         raise ValueError(
@@ -144,6 +159,49 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise ValueError(
             f"train.corruption_amount={train.corruption_amount}: with corruption 'mask' it is "
             "the masked share of the image, below 1"
+        )
+
+
+def _check_objective(config: ml_collections.ConfigDict) -> None:
+    """Refuse encoders, schedules and views that an objective makes no sense with."""
+    train, model = config.train, config.model
+    told = f"train.objective={train.objective!r}"
+    area = tuple(train.view_area)
+    if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
+        raise ValueError(
+            f"train.view_area={area}: expected the smallest and the largest share of an image that "
+            "a view shows, above 0 and 1 at most"
+        )
+    if train.objective == "reconstruction":
+        if model.encoder == "conv":
+            raise ValueError(
+                f"{told} with model.encoder='conv': the decoder mirrors the paper's encoder only; "
+                "expected model.encoder='paper', or another objective"
+            )
+        return
+    for key, found, wanted, why in (
+        ("train.schedule", train.schedule, "joint", "greedy training reconstructs layer by layer"),
+        ("train.corruption", train.corruption, "none", "views are the corruption"),
+        ("model.input_residual", model.input_residual, False, "there is no decoder"),
+    ):
+        if found != wanted:
+            raise ValueError(f"{key}={found!r} with {told}: {why}; expected {wanted!r}")
+    if model.encoder == "conv":
+        return
+    for key, found, wanted in (
+        ("model.skip", model.skip != "symmetric", "'none' or 'asymmetric'"),
+        ("model.skip_into", model.skip_into != "both", "'encoder'"),
+    ):
+        if not found:
+            raise ValueError(
+                f"{key}={model[key.partition('.')[2]]!r} with {told}: there is no decoder for the "
+                f"shortcuts to lead to; expected {wanted}"
+            )
+    if train.view_size and model.code != "pooled":
+        raise ValueError(
+            f"train.view_size={train.view_size} with model.code={model.code!r}: such a code is "
+            "made from maps of one size, the images'; expected train.view_size=0 (views as large "
+            "as the images) or model.code='pooled'"
         )
 
 
@@ -169,7 +227,9 @@ def check_fit(
             f"data.train_images={train_images}: expected from 0 (all) to the {database} images of "
             "the database"
         )
-    architecture = Architecture(**config.model, image_shape=image_shape)
+    architecture = architecture_of(config.model, image_shape)
+    if size := config.train.view_size:
+        architecture_of(config.model, (size, size, image_shape[2]))
     _check_training(config, train_images or database, math.prod(image_shape), mesh)
     batch = config.encode.batch
     if batch < 1 or batch % mesh.size:
@@ -235,7 +295,7 @@ def _check_training(
 
 
 def _check_memory(
-    config: ml_collections.ConfigDict, architecture: Architecture, mesh: Mesh
+    config: ml_collections.ConfigDict, architecture: Architecture | ConvArchitecture, mesh: Mesh
 ) -> None:
     """Refuse what cannot fit however it is computed: a typing error, most likely.
 
@@ -244,10 +304,14 @@ def _check_memory(
     model, pixels = config.model, math.prod(architecture.image_shape[:2])
     # Parameters, their gradients and momentum; the first maps of a batch. All float32.
     needed = {
-        f"model.width={model.width}, model.kernel={model.kernel}, model.code_dim={model.code_dim}, "
-        f"model.depth={model.depth}": 12 * architecture.least_parameters(),
+        (
+            f"model.widths={tuple(model.widths)}, model.kernel={model.kernel}"
+            if model.encoder == "conv"
+            else f"model.width={model.width}, model.kernel={model.kernel}, "
+            f"model.code_dim={model.code_dim}, model.depth={model.depth}"
+        ): 12 * architecture.least_parameters(),
         f"encode.batch={config.encode.batch}": 4
-        * (config.encode.batch // mesh.size * pixels * model.width),
+        * (config.encode.batch // mesh.size * pixels * architecture.width),
     }
     stats = mesh.local_devices[0].memory_stats() or {}
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

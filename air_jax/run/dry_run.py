@@ -90,19 +90,21 @@ def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
     per_call = loop.steps_per_call(config, job.dataset.images[positions], job.mesh)
     steps = loop.count_steps(config.train, count)
     model = config.model
-    name = configuration_name(model.pool, model.skip, model.input_residual)
+    if model.encoder == "conv":
+        net = f"conv encoder, widths {'-'.join(map(str, model.widths))}"
+    else:
+        name = configuration_name(model.pool, model.skip, model.input_residual)
+        net = f"{name or 'no name in the paper'}: depth {model.depth}, width {model.width}"
     shape = "x".join(map(str, job.dataset.images.shape[1:]))
     reasons = {s: "not done yet" if anew else workdir.why_redo(s) for s in stages}
     lines = {
         "work directory": str(workdir.path),
         "data": f"{job.dataset.name}, {len(job.database):,} images of {shape} in the database, "
         f"{count:,} to train on, {len(job.queries):,} queries ({config.data.split} split)",
-        "model": f"{name or 'no name in the paper'}: depth {model.depth}, width {model.width}, "
-        f"{measured.parameters:,} parameters",
+        "model": f"{net}, {measured.parameters:,} parameters",
         "devices": f"{job.mesh.size} x {jax.devices()[0].device_kind} ({jax.default_backend()})",
-        "training": f"{config.train.epochs} epochs, {steps:,} steps of {batch} images, "
-        f"{per_call:,} in a call, "
-        f"{config.train.dtype}",
+        "training": f"{config.train.objective}, {config.train.epochs} epochs, {steps:,} steps of "
+        f"{batch} images, {per_call:,} in a call, {config.train.dtype}",
         "memory": f"{measured.bytes_on_device / 2**20:,.1f} MiB on each device in training",
         "time": f"about {duration(steps * batch / rate)} of training, from {measured.steps} steps "
         f"at {rate:,.0f} images/s; compiling took {measured.compile_seconds:.1f} s; evaluation "

@@ -26,8 +26,41 @@ def loss_curve(path: Path, lines: list[dict[str, float]], losses: dict[str, Any]
     ):
         if losses.get(key) is not None:
             axes.axhline(losses[key], ls="--", lw=1, color=colour, label=label)
-    axes.set(xlabel="step", ylabel="mean squared error, standardised pixels", ylim=(0, None))
+    if losses.get("loss") is None:
+        axes.set(xlabel="step", ylabel=f"loss ({losses['objective']})")
+    else:
+        axes.set(xlabel="step", ylabel="mean squared error, standardised pixels", ylim=(0, None))
     axes.legend(fontsize=8)
+    save(figure, path)
+
+
+def spread_curves(
+    path: Path, lines: list[dict[str, float]], probes: list[dict[str, float]]
+) -> None:
+    """By step: how codes and embeddings of views lie, and what the probes found.
+
+    Args:
+        path: of the PNG.
+        lines: of `metrics.jsonl`.
+        probes: of `probes.jsonl`; may be empty.
+    """
+    drawn = (
+        ("effective_rank", "effective rank of the codes"),
+        ("alignment", "squared distance of two views of an image"),
+        ("uniformity", "uniformity of the embeddings"),
+        ("knn_accuracy", "validation queries, 20 nearest neighbours"),
+    )
+    figure, rows = plt.subplots(2, 2, figsize=(8, 5), sharex=True)
+    for axes, (key, label) in zip(rows.ravel(), drawn, strict=True):
+        values = [line for line in [*lines, *probes] if key in line]
+        if values:
+            steps = [line["step"] for line in values]
+            axes.plot(steps, [line[key] for line in values], lw=1.5, marker=marker(steps))
+        else:
+            axes.text(0.5, 0.5, "not measured (log.probe_steps)", ha="center", va="center")
+        axes.set_title(label, fontsize=9)
+    for axes in rows[1]:
+        axes.set_xlabel("step")
     save(figure, path)
 
 

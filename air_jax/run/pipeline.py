@@ -4,15 +4,17 @@ import time
 from typing import Any
 
 import numpy as np
+from sklearn.neighbors import KNeighborsClassifier
 
 from air_jax.feedback import learners, simulated_user
-from air_jax.models import encode
-from air_jax.models.net import count_parameters
-from air_jax.run import report
+from air_jax.models import encode, net_file
+from air_jax.models.net import Net, count_parameters
+from air_jax.run import report, trained_net
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import (
     CODES_FILE,
     FEEDBACK_FOLDER,
+    NET_FILE,
     RECONSTRUCTIONS_FILE,
     RETRIEVAL_FILE,
     WorkDir,
@@ -20,6 +22,7 @@ from air_jax.run.work_directory import (
 from air_jax.runtime import distributed
 from air_jax.runtime.atomic_files import read_npz
 from air_jax.runtime.checksums import hash_of
+from air_jax.runtime.command_line import flatten
 from air_jax.runtime.progress import say
 from air_jax.search import baselines, device_codes, distances, full_ranking, metrics
 from air_jax.search.codes import count_different
@@ -31,6 +34,8 @@ from air_jax.training.loop import MODEL_FILE
 SIMULATED_BY = ("rounds", "marks_per_round", "queries", "seed", "show")  # of `config.feedback`
 ENOUGH_DIFFERENT = 0.9  # of the codes; if fewer differ, a warning says so
 RECONSTRUCTED = 10  # queries whose reconstructions are kept for the report
+LOSSES = ("loss", "constant_loss", "pca_loss", "code_shuffled_loss")  # of reconstruction
+PROBE_QUERIES, PROBE_DATABASE, PROBE_NEIGHBOURS = 1000, 5000, 20
 
 
 def do_stage(stage: str, job: Job, workdir: WorkDir) -> None:
@@ -53,36 +58,56 @@ def do_stage(stage: str, job: Job, workdir: WorkDir) -> None:
 def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     config = job.config
     images = job.dataset.images[job.training_positions()]
-    trained = loop.train(config, images, job.mesh, workdir.path)
-
-    held_out = job.query_images()
-    say(f"train: loss on {len(held_out):,} held-out images")
-    losses = encode.held_out_losses(trained.net, held_out, job.mesh, config.encode.batch)
-    std = np.asarray(trained.net.std)
-
-    shown = held_out[simulated_user.choose_queries(job.query_labels(), RECONSTRUCTED, seed=0)]
-    codes = encode.encode(trained.net, shown, job.mesh, config.encode.batch, label=None)
-    standardised = encode.reconstruct(trained.net, shown, codes, job.mesh, config.encode.batch)
-    pixels = (standardised * std + np.asarray(trained.net.mean)) * 255
-    workdir.write_npz(
-        RECONSTRUCTIONS_FILE,
-        image=shown,
-        reconstruction=np.clip(np.round(pixels), 0, 255).astype(np.uint8),
-    )
-    say(f"train: loss of the mean image, and of PCA to {config.model.code_dim} dimensions")
+    trained = loop.train(config, images, job.mesh, workdir.path, make_probe(job))
+    checkpoint = f"{CHECKPOINTS}/{trained.steps}"
+    left = [checkpoint, MODEL_FILE]
     result = {
+        "objective": config.train.objective,
         "epochs": config.train.epochs,
         "steps": trained.steps,
         "batch": config.train.batch,
         "dtype": config.train.dtype,
         "seconds": trained.seconds,
         "compile_seconds": trained.compile_seconds,
+        "probe_seconds": trained.probe_seconds,
         "images_per_second": trained.steps * config.train.batch / trained.seconds,
+        "parameters": count_parameters(trained.net.params),
+    }
+    if config.train.objective == "reconstruction":
+        result |= _held_out(job, workdir, trained.net)
+        left.append(RECONSTRUCTIONS_FILE)
+    else:
+        reason = f"{config.train.objective} does not reconstruct"
+        for name in LOSSES:
+            result |= {name: None, f"{name}_reason": reason}
+        result["views_per_second"] = result["images_per_second"] * config.train.views
+    return result, left
+
+
+def _held_out(job: Job, workdir: WorkDir, net: Net) -> dict[str, Any]:
+    """Losses of reconstruction on the queries, `LOSSES`; leaves a few reconstructions."""
+    config = job.config
+    images = job.dataset.images[job.training_positions()]
+    held_out = job.query_images()
+    say(f"train: loss on {len(held_out):,} held-out images")
+    losses = encode.held_out_losses(net, held_out, job.mesh, config.encode.batch)
+    std = np.asarray(net.std)
+
+    shown = held_out[simulated_user.choose_queries(job.query_labels(), RECONSTRUCTED, seed=0)]
+    codes = encode.encode(net, shown, job.mesh, config.encode.batch, label=None)
+    standardised = encode.reconstruct(net, shown, codes, job.mesh, config.encode.batch)
+    pixels = (standardised * std + np.asarray(net.mean)) * 255
+    workdir.write_npz(
+        RECONSTRUCTIONS_FILE,
+        image=shown,
+        reconstruction=np.clip(np.round(pixels), 0, 255).astype(np.uint8),
+    )
+    say(f"train: loss of the mean image, and of PCA to {config.model.code_dim} dimensions")
+    result: dict[str, Any] = {
         "loss": losses.loss,
         "constant_loss": baselines.constant_loss(images, held_out, std),
         "pca_loss": baselines.pca_loss(images, held_out, std, config.model.code_dim),
         "code_shuffled_loss": losses.code_shuffled_loss,
-        "parameters": count_parameters(trained.net.params),
     }
     if result["pca_loss"] is None:
         result["pca_loss_reason"] = (
@@ -90,21 +115,50 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         )
     if losses.code_shuffled_loss is None:
         result["code_shuffled_loss_reason"] = "there is one query, and no other image's code"
-    checkpoint = f"{CHECKPOINTS}/{trained.steps}"
-    return result, [checkpoint, MODEL_FILE, RECONSTRUCTIONS_FILE]
+    return result
+
+
+def make_probe(job: Job) -> loop.Probe | None:
+    """The thermometer of a training: nearest neighbours tell the class of validation queries.
+
+    The queries are images of the database, so that no test query is looked at; the net is made
+    ready for each probe as it is for the codes. None where `log.probe_steps` is 0.
+    """
+    config = job.config
+    if not config.log.probe_steps:
+        return None
+    positions = np.random.default_rng(0).permutation(job.database)[: PROBE_QUERIES + PROBE_DATABASE]
+    count = min(PROBE_QUERIES, len(positions) // 2)
+    images, labels = job.dataset.images[positions], job.dataset.labels[positions]
+
+    def probe(net: Net) -> dict[str, float]:
+        net = trained_net.ready(net, config, images[count:], job.mesh)
+        codes = encode.encode(net, images, job.mesh, config.encode.batch, label=None)
+        neighbours = KNeighborsClassifier(min(PROBE_NEIGHBOURS, len(codes) - count))
+        neighbours.fit(codes[count:], labels[count:])
+        return {"knn_accuracy": float(neighbours.score(codes[:count], labels[:count]))}
+
+    return probe
 
 
 def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
-    batch = job.config.encode.batch
+    config, batch = job.config, job.config.encode.batch
     trained = workdir.result("train")
     assert trained, "stages are done in order"
-    net = loop.load_net(job.config, workdir.path, job.mesh, trained["steps"])
+    net = loop.load_net(config, workdir.path, job.mesh, trained["steps"])
+    training_images = job.dataset.images[job.training_positions()]
+    net = trained_net.ready(net, config, training_images, job.mesh)
+    shape = training_images.shape[1:]
+    kept = trained_net.about(workdir.path, flatten(config), trained["steps"], shape)
+    if distributed.is_first():
+        net_file.write(workdir / NET_FILE, net_file.keep(net, kept))
     images = np.concatenate([job.database_images(), job.query_images()])
     encode.encode(net, images[:batch], job.mesh, batch, label=None)  # compiles
     started = time.monotonic()
     codes = encode.encode(net, images, job.mesh, batch)
     seconds = time.monotonic() - started
-    fresh = loop.new_net(job.config, images.shape[1:], net.mean, net.std, job.mesh)
+    fresh = loop.new_net(config, shape, net.mean, net.std, job.mesh)
+    fresh = trained_net.ready(fresh, config, training_images, job.mesh)
     untrained = encode.encode(fresh, images, job.mesh, batch, label="encode, untrained net")
     size = len(job.database)
     workdir.write_npz(
@@ -118,7 +172,12 @@ def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         database_label=job.dataset.labels[job.database],
         query_label=job.dataset.labels[job.queries],
     )
-    return {"seconds": seconds, "images_per_second": len(images) / seconds}, [CODES_FILE]
+    result = {
+        "seconds": seconds,
+        "images_per_second": len(images) / seconds,
+        "dimensions": codes.shape[1],
+    }
+    return result, [NET_FILE, CODES_FILE]
 
 
 def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:

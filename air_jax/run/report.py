@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 import numpy as np
 
 from air_jax.feedback import simulated_user
@@ -32,6 +33,7 @@ from air_jax.run.work_directory import (
 from air_jax.runtime import distributed
 from air_jax.runtime.atomic_files import read_npz, write_json, write_npz
 from air_jax.search import metrics
+from air_jax.training.loop import PROBES_FILE
 from air_jax.training.training_log import METRICS_FILE, read_metrics
 
 SCHEMA_VERSION = 1
@@ -87,13 +89,10 @@ def _results(job: Job, workdir: WorkDir, found: dict[str, Any]) -> dict[str, Any
             "split": config.data.split,
         },
         "model": {
-            "name": configuration_name(model.pool, model.skip, model.input_residual),
-            "depth": model.depth,
-            "width": model.width,
-            "pool": model.pool,
-            "skip": model.skip,
+            "encoder": model.encoder,
+            **_of_encoder(model),
             "parameters": parameters,
-            "code_dim": model.code_dim,
+            "code_dim": (found["encode"] or {}).get("dimensions", model.code_dim),
         },
         "train": trained or None,
         "encode": found["encode"],
@@ -103,7 +102,7 @@ def _results(job: Job, workdir: WorkDir, found: dict[str, Any]) -> dict[str, Any
     }
     if config.data.split == "official" and not config.data.train_images:
         results |= {"split_seed": None, "split_seed_reason": "the official split is not drawn"}
-    if results["model"]["name"] is None:
+    if results["model"].get("name", "") is None:
         results["model"]["name_reason"] = "none of the paper's configurations"
     if parameters is None:
         results["model"]["parameters_reason"] = f"stage train: {workdir.why_redo('train')}"
@@ -117,6 +116,16 @@ def _results(job: Job, workdir: WorkDir, found: dict[str, Any]) -> dict[str, Any
         if results[section] is None:
             results[f"{section}_reason"] = f"stage {stage}: {workdir.why_redo(stage)}"
     return results
+
+
+def _of_encoder(model: ml_collections.ConfigDict) -> dict[str, Any]:
+    """The keys of `config.model` that make the encoder, with the paper's name for them."""
+    if model.encoder == "conv":
+        return {key: list(model[key]) for key in ("widths", "blocks")} | {
+            "residual": model.residual
+        }
+    name = configuration_name(model.pool, model.skip, model.input_residual)
+    return {"name": name, **{key: model[key] for key in ("depth", "width", "pool", "skip")}}
 
 
 def _per_query(job: Job, workdir: WorkDir, found: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -139,11 +148,17 @@ def _drawings(
     drawings: dict[str, Callable[[Path], None]] = {}
     if found["train"]:
         lines = read_metrics(workdir / METRICS_FILE)
-        pairs = read_npz(workdir / RECONSTRUCTIONS_FILE)
         drawings["loss"] = partial(figures.loss_curve, lines=lines, losses=found["train"])
-        drawings["reconstructions"] = partial(
-            figures.reconstructions, images=pairs["image"], reconstructed=pairs["reconstruction"]
-        )
+        if job.config.train.objective == "reconstruction":
+            pairs = read_npz(workdir / RECONSTRUCTIONS_FILE)
+            drawings["reconstructions"] = partial(
+                figures.reconstructions,
+                images=pairs["image"],
+                reconstructed=pairs["reconstruction"],
+            )
+        else:
+            probes = read_metrics(workdir / PROBES_FILE)
+            drawings["spread"] = partial(figures.spread_curves, lines=lines, probes=probes)
     learners = found["feedback"] or {}
     if learners:
         drawings["map_over_rounds"] = partial(
@@ -255,13 +270,7 @@ def table(results: dict[str, Any]) -> str:
         f"({dataset['split']} split)"
     )
     if training:
-        lines.append(
-            f"{model['name'] or 'net'} depth {model['depth']} width {model['width']}: "
-            f"loss {_number(training['loss'])} (mean image {_number(training['constant_loss'])}, "
-            f"PCA {_number(training['pca_loss'])}, other codes "
-            f"{_number(training['code_shuffled_loss'])}), "
-            f"{training['images_per_second']:,.0f} images/s"
-        )
+        lines.append(f"{_named(model)}: {_told(training)}")
     if results["retrieval"]:
         maps = {"codes": results["retrieval"]} | results["baselines"]
         lines += ["", f"{'first retrieval':<16}{'mAP':>8}   95 % interval"]
@@ -278,6 +287,24 @@ def table(results: dict[str, Any]) -> str:
                 values = (_number(r[key]) for r in entry["rounds"])
                 lines.append(f"{learner:<16}" + "".join(f"{v:>10}" for v in values))
     return "\n".join(lines)
+
+
+def _named(model: dict[str, Any]) -> str:
+    if model["encoder"] == "conv":
+        return f"conv encoder, widths {'-'.join(map(str, model['widths']))}"
+    return f"{model['name'] or 'net'} depth {model['depth']} width {model['width']}"
+
+
+def _told(training: dict[str, Any]) -> str:
+    """Losses of a training that reconstructs, and its speed."""
+    rate = f"{training['images_per_second']:,.0f} images/s"
+    if training["loss"] is None:
+        return f"{training['objective']}, {training['views_per_second']:,.0f} views/s, {rate}"
+    return (
+        f"loss {_number(training['loss'])} (mean image {_number(training['constant_loss'])}, "
+        f"PCA {_number(training['pca_loss'])}, other codes "
+        f"{_number(training['code_shuffled_loss'])}), {rate}"
+    )
 
 
 def _number(value: float | None) -> str:

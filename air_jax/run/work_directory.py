@@ -31,6 +31,7 @@ from air_jax.runtime.command_line import flatten
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = "lock"
+NET_FILE = "net.npz"
 CODES_FILE = "codes.npz"
 RECONSTRUCTIONS_FILE = "reconstructions.npz"
 RETRIEVAL_FILE = "retrieval.npz"

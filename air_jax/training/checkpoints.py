@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -145,13 +146,22 @@ class Checkpoints:
 def _without_tracebacks() -> Iterator[None]:
     """Keep Orbax from logging the error that it then raises.
 
-    After an error for good: several threads of it log theirs, some later.
+    After an error for good: several threads of Orbax log theirs, some later, and the writes of
+    TensorStore that were under way report to an event loop that is closed by then.
     """
     logger = logging.getLogger("absl")
-    before = logger.level
+    level, hook = logger.level, sys.unraisablehook
     logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = _report_unless_loop_closed
     yield
-    logger.setLevel(before)
+    logger.setLevel(level)
+    sys.unraisablehook = hook
+
+
+def _report_unless_loop_closed(raised: Any) -> None:
+    """What Python does with an error that it cannot raise, but nothing for a closed event loop."""
+    if not (raised.exc_type is RuntimeError and str(raised.exc_value) == "Event loop is closed"):
+        sys.__unraisablehook__(raised)
 
 
 def _in_short(error: Exception) -> str:

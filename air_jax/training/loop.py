@@ -1,10 +1,10 @@
-"""Unsupervised training of an autoencoder by SGD (paper, section III.1, "Training parameters")."""
+"""Training without labels, by SGD or AdamW (paper, section III.1, "Training parameters")."""
 
 import collections
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from air_jax.data.loaders import make_loader, resident
-from air_jax.models.architecture import Architecture
-from air_jax.models.autoencoder import Autoencoder
-from air_jax.models.net import Net, make_net, parameter_names
+from air_jax.models.net import Net, architecture_of, make_module, make_net, parameter_names
 from air_jax.runtime import distributed, sharding, signals
 from air_jax.runtime.checksums import read_checked_json, write_checked_json
 from air_jax.runtime.progress import Progress, duration, say
@@ -26,13 +24,24 @@ from air_jax.training.checkpoints import CHECKPOINTS, Checkpoints
 from air_jax.training.optimizer import learning_rate, make_optimizer
 from air_jax.training.profiling import PROFILE, PROFILED_STEPS, Profile
 from air_jax.training.step import Phase, TrainState, compile_step, initial_state
-from air_jax.training.training_log import NonFiniteError, TrainingLog
+from air_jax.training.training_log import (
+    CollapseError,
+    NonFiniteError,
+    TrainingLog,
+    append_line,
+    reopen,
+)
 
+PROBES_FILE = "probes.jsonl"
 MODEL_FILE = "model.json"  # image shape and pixel statistics, beside the checkpoints
 SCHEDULES = ("joint", "greedy")
 DTYPES = ("float32", "bfloat16")
 STEPS_BEFORE_ESTIMATE = 10
 CALLS_AHEAD = 1  # that wait behind the one on the devices: Ctrl-C waits for both
+
+
+# probe(net) -> what a thermometer shows, by name; it may look at labels, training does not.
+Probe = Callable[[Net], dict[str, float]]
 
 
 class TrainResult(NamedTuple):
@@ -43,12 +52,14 @@ class TrainResult(NamedTuple):
         steps: steps done in all.
         seconds: spent on the steps, also in earlier runs that were resumed; without compiling.
         compile_seconds: of compiling the step, once for each phase and each run.
+        probe_seconds: of probing, which `seconds` does not hold.
     """
 
     net: Net
     steps: int
     seconds: float
     compile_seconds: float
+    probe_seconds: float = 0.0
 
 
 def count_steps(train: ml_collections.ConfigDict, training_images: int) -> int:
@@ -105,8 +116,9 @@ def new_net(
         std: [C] likewise.
         mesh: each of its devices gets a copy.
     """
-    model = Autoencoder(
-        Architecture(**config.model, image_shape=image_shape),
+    model = make_module(
+        architecture_of(config.model, image_shape),
+        config.train.objective,
         remat=config.train.remat,
         dtype=config.train.dtype,
         rngs=nnx.Rngs(config.seed),
@@ -128,14 +140,19 @@ def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def train(
-    config: ml_collections.ConfigDict, images: np.ndarray, mesh: Mesh, directory: Path
+    config: ml_collections.ConfigDict,
+    images: np.ndarray,
+    mesh: Mesh,
+    directory: Path,
+    probe: Probe | None = None,
 ) -> TrainResult:
     """Train for `config.train.epochs`, going on from the newest checkpoint if there is one.
 
     Leaves in `directory`: `model.json`, `checkpoints/`, `metrics.jsonl` with a line for every
     `config.log.every_steps` steps, and `gradients.jsonl` with gradient norms by parameter at the
-    start and after an epoch; with `config.profile` a trace of a few steps in `profile/`. A
-    checkpoint is saved only after the losses and gradient norms of all its steps were seen finite.
+    start and after an epoch; with `config.profile` a trace of a few steps in `profile/`; with a
+    probe `probes.jsonl`, a line for every `config.log.probe_steps` steps. A checkpoint is saved
+    only after the losses and gradient norms of all its steps were seen finite.
 
     Args:
         config: the run's, as `run.config_checks` lets pass; `seed`, `model`, `train`,
@@ -143,9 +160,11 @@ def train(
         images: the training images [N, S, S, C] uint8.
         mesh: devices to train on.
         directory: the run's.
+        probe: called after every `config.log.probe_steps` steps; None: never.
 
     Raises:
         ValueError: all checkpoints are damaged, or of another net.
+        CollapseError: the net gives all images the same embedding.
         NonFiniteError: the loss or gradient became NaN or infinite.
         OSError: a checkpoint or log cannot be written.
         KeyboardInterrupt: by Ctrl-C or SIGTERM, after saving a checkpoint.
@@ -161,20 +180,20 @@ def train(
         )
     state = initial_state(net, make_optimizer(config.train, total_steps), mesh)
     step = 0
-    info: dict[str, Any] = {"seconds": 0.0, "compile_seconds": 0.0}
+    info: dict[str, Any] = {"seconds": 0.0, "compile_seconds": 0.0, "probe_seconds": 0.0}
     with Checkpoints(directory / CHECKPOINTS) as checkpoints:
         if found := checkpoints.restore_newest(like=state):
-            step, state, info = found
+            step, state, info = found.step, found.state, info | found.info
             say(f"train: going on from the checkpoint of step {step:,} of {total_steps:,}")
         window = info.pop("window", [])
-        training = _Training(config, images, mesh, directory, net, phases, info)
+        training = _Training(config, images, mesh, directory, net, phases, info, probe)
         try:
             if step < total_steps:
                 state = _train_on(training, step, state, window, checkpoints)
-        except NonFiniteError as error:
+        except (NonFiniteError, CollapseError) as error:
             good = checkpoints.latest_step()
             kept = f"the checkpoint of step {good:,} is good" if good else "no checkpoint was made"
-            raise NonFiniteError(
+            raise type(error)(
                 f"training stopped at {error}; {kept}. A lower train.learning_rate or a "
                 "train.clip_norm may help (in another --workdir, or with --overwrite)."
             ) from None
@@ -191,8 +210,9 @@ class _Training(NamedTuple):
         directory: as for `train`.
         net: gives structure and standardisation.
         phases: in order.
-        seconds: {"seconds", "compile_seconds"} as in `TrainResult`, brought up to date after each
-            call.
+        seconds: {"seconds", "compile_seconds", "probe_seconds"} as in `TrainResult`, brought up to
+            date after each call.
+        probe: as for `train`.
     """
 
     config: ml_collections.ConfigDict
@@ -202,13 +222,14 @@ class _Training(NamedTuple):
     net: Net
     phases: list[Phase]
     seconds: dict[str, float]
+    probe: Probe | None
 
 
 def _train_on(
     training: _Training,
     step: int,
     state: TrainState,
-    window: Sequence[Sequence[float]],
+    window: Sequence[dict[str, float]],
     checkpoints: Checkpoints,
 ) -> TrainState:
     """The state after the last step; logs and saves checkpoints on the way.
@@ -238,6 +259,10 @@ def _train_on(
             if before < estimate_at <= step < total:
                 log.settle()
                 say(_estimate(progress))
+            every = log_keys.probe_steps
+            if training.probe and (step // every > before // every or step == total):
+                log.settle()
+                _probe(training, step, state)
             stop = asked()
             every = log_keys.checkpoint_steps
             if stop or step // every > before // every or step == total:
@@ -247,6 +272,19 @@ def _train_on(
             if stop:
                 raise stop(f"stopped at step {step:,}")
     return state
+
+
+def _probe(training: _Training, step: int, state: TrainState) -> None:
+    """Write a line of `probes.jsonl`; the training's seconds do not hold what it takes."""
+    assert training.probe
+    jax.block_until_ready(state)
+    started = time.monotonic()
+    found = training.probe(training.net._replace(params=state.params, stats=state.stats))
+    if distributed.is_first():
+        # Lines of later steps are of a run that was cut off and went on from a checkpoint.
+        with reopen(training.directory / PROBES_FILE, step - 1) as file:
+            append_line(file, {"step": step, "seconds": training.seconds["seconds"], **found})
+    training.seconds["probe_seconds"] += time.monotonic() - started
 
 
 def _calls(
@@ -259,8 +297,8 @@ def _calls(
         donates.
     """
     config, images, mesh = training.config, training.images, training.mesh
-    order_key, noise_key = jax.random.split(jax.random.key(config.seed))
-    noise_key = sharding.put(noise_key, sharding.replicated(mesh))
+    order_key, step_key = jax.random.split(jax.random.key(config.seed))
+    step_key = sharding.put(step_key, sharding.replicated(mesh))
     per_call = steps_per_call(config, images, mesh)
     load = make_loader(
         config.data.loader,
@@ -281,12 +319,12 @@ def _calls(
         compiled = _compile(training, state, phase, per_call, phase.end - step)
         distributed.barrier()  # Gloo gives up on a process that compiles for longer
         under_way: collections.deque[jax.Array] = collections.deque()
-        seconds_before, started = training.seconds["seconds"], time.monotonic()
+        seconds_before, started = _seconds_and_probes(training), time.monotonic()
         for batches in load(step, phase.end):
             steps = min(per_call, phase.end - step)
             profile.before_call()
             dispatched = time.monotonic()
-            state, metrics = compiled[steps](state, batches, noise_key)
+            state, metrics = compiled[steps](state, batches, step_key)
             step += steps
             under_way.append(metrics["loss"])
             if len(under_way) > CALLS_AHEAD:
@@ -295,8 +333,13 @@ def _calls(
             log.add(step, metrics, dispatched)
             if step == phase.end:
                 jax.block_until_ready(state)
-            training.seconds["seconds"] = seconds_before + time.monotonic() - started
+            in_all = seconds_before + time.monotonic() - started
+            training.seconds["seconds"] = in_all - training.seconds["probe_seconds"]
             yield step - steps, step, state
+
+
+def _seconds_and_probes(training: _Training) -> float:
+    return training.seconds["seconds"] + training.seconds["probe_seconds"]
 
 
 def _compile(
@@ -323,7 +366,7 @@ def _compile(
     return compiled
 
 
-def _open_log(training: _Training, step: int, window: Sequence[Sequence[float]]) -> TrainingLog:
+def _open_log(training: _Training, step: int, window: Sequence[dict[str, float]]) -> TrainingLog:
     total = training.phases[-1].end
     return TrainingLog(
         training.directory,

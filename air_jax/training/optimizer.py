@@ -1,4 +1,4 @@
-"""How parameters move: the learning rate, SGD with momentum, clipping, weight decay.
+"""How parameters move: the learning rate, SGD with momentum or AdamW, clipping, weight decay.
 
 The paper, section III.1, "Training parameters".
 """
@@ -10,6 +10,8 @@ import optax
 from flax import nnx
 
 LR_SCHEDULES = ("constant", "cosine")
+OPTIMIZERS = ("sgd", "adamw")
+SECOND_MOMENT = 0.95  # of AdamW: of short trainings; 0.999 remembers a thousand steps
 
 
 def learning_rate(train: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
@@ -35,13 +37,29 @@ def learning_rate(train: ml_collections.ConfigDict, total_steps: int) -> optax.S
 def make_optimizer(
     train: ml_collections.ConfigDict, total_steps: int
 ) -> optax.GradientTransformation:
-    """SGD with momentum; clipping by global norm and weight decay where they are not zero."""
+    """SGD with momentum (the paper's), or AdamW whose first moment is the momentum.
+
+    Clipping by global norm and weight decay where they are not zero. SGD decays all parameters;
+    AdamW only matrices and kernels, apart from the gradient.
+    """
+    rate = learning_rate(train, total_steps)
     parts = []
     if train.clip_norm:
         parts.append(_clip_by_global_norm(train.clip_norm))
+    if train.optimizer == "adamw":
+        parts.append(
+            optax.adamw(
+                rate,
+                b1=train.momentum,
+                b2=SECOND_MOMENT,
+                weight_decay=train.weight_decay,
+                mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+            )
+        )
+        return optax.chain(*parts)
     if train.weight_decay:
         parts.append(optax.add_decayed_weights(train.weight_decay))
-    parts.append(optax.sgd(learning_rate(train, total_steps), momentum=train.momentum or None))
+    parts.append(optax.sgd(rate, momentum=train.momentum or None))
     return optax.chain(*parts)
 
 

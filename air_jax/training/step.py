@@ -16,10 +16,8 @@ from air_jax.data.loaders import Batches
 from air_jax.models.autoencoder import pair_parameters
 from air_jax.models.net import Net, parameter_names
 from air_jax.runtime import sharding
+from air_jax.training.objectives import Metrics, Objective, make_objective
 from air_jax.training.optimizer import make_optimizer, norms
-
-CORRUPTIONS = ("none", "mask", "noise")
-MASK_BLOCK = 4  # pixels
 
 
 class TrainState(NamedTuple):
@@ -29,7 +27,7 @@ class TrainState(NamedTuple):
         step: steps done, int32 [].
         params: the net's parameters, float32.
         stats: its running statistics, if it has batch normalisation.
-        opt_state: the optimiser's momentum.
+        opt_state: the optimiser's moments.
     """
 
     step: jax.Array
@@ -56,23 +54,6 @@ class Phase(NamedTuple):
     pair: int | None
 
 
-def corrupt(images: jax.Array, kind: str, amount: float, key: jax.Array) -> jax.Array:
-    """What the encoder sees instead of standardised images [B, S, S, C]; same shape.
-
-    "mask" sets `amount` of the 4x4 blocks to zero (the mean), "noise" adds Gaussian noise of
-    standard deviation `amount`.
-    """
-    if kind == "noise":
-        return images + amount * jax.random.normal(key, images.shape)
-    if kind == "mask":
-        batch, size = images.shape[:2]
-        blocks = -(-size // MASK_BLOCK)
-        kept = jax.random.bernoulli(key, 1 - amount, (batch, blocks, blocks))
-        kept = kept.repeat(MASK_BLOCK, axis=1).repeat(MASK_BLOCK, axis=2)[:, :size, :size]
-        return images * kept[..., None]
-    return images
-
-
 def train_step(
     state: TrainState,
     images: jax.Array,
@@ -80,11 +61,10 @@ def train_step(
     *,
     net: Net,
     optimizer: optax.GradientTransformation,
-    corruption: str = "none",
-    corruption_amount: float = 0.0,
+    objective: Objective,
     pair: int | None = None,
 ) -> Stepped:
-    """One step of SGD on the mean squared error (eq 4, 5).
+    """One step down the gradient of an objective (section III.1, "Training parameters").
 
     Args:
         state: before the step.
@@ -92,32 +72,23 @@ def train_step(
         key: of the run; the step's own is folded in.
         net: gives structure and standardisation; its parameters are not used.
         optimizer: as `state.opt_state` is of.
-        corruption: what is done to the encoder's input; the target is the clean image.
-        corruption_amount: see `corrupt`.
-        pair: train this pair of layers alone, on the maps that it reads; see
-            `Autoencoder.undo_pair`.
+        objective: what the loss is; see `objectives`.
+        pair: update this pair of layers alone; the objective has to be of the pair, too.
 
     Returns:
         The state after the step, and from before it the loss float32 [], the gradient's norm
-        float32 [], and its norm by parameter, in the order of `parameter_names`, float32 [P]:
-        {"loss", "grad_norm", "grad_norms"}.
+        float32 [], its norm by parameter, in the order of `parameter_names`, float32 [P], and what
+        the objective tells beside: {"loss", "grad_norm", "grad_norms", ...}.
     """
-    target = net.standardise(images)
-    noise_key = jax.random.fold_in(key, state.step)
-    source = corrupt(target, corruption, corruption_amount, noise_key)
+    step_key = jax.random.fold_in(key, state.step)
 
-    def loss_fn(params: nnx.State) -> tuple[jax.Array, nnx.State]:
+    def loss_fn(params: nnx.State) -> tuple[jax.Array, tuple[nnx.State, Metrics]]:
         model = nnx.merge(net.graphdef, params, state.stats, copy=True)
         model.train()
-        if pair is None:
-            output, wanted = model(source), target
-        else:
-            output, wanted = model.undo_pair(source, pair)
-            wanted = target if pair == 1 else jax.lax.stop_gradient(wanted)
-        error = output.astype(jnp.float32) - wanted.astype(jnp.float32)
-        return jnp.mean(jnp.square(error)), nnx.state(model, nnx.BatchStat)
+        loss, told = objective(model, net, images, step_key)
+        return loss, (nnx.state(model, nnx.BatchStat), told)
 
-    (loss, stats), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, (stats, told)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     if pair is not None:
         grads = _of_pair(grads, pair, net)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -125,7 +96,12 @@ def train_step(
         updates = _of_pair(updates, pair, net)
     params = optax.apply_updates(state.params, updates)
     layer_norms = norms(grads)
-    metrics = {"loss": loss, "grad_norm": jnp.linalg.norm(layer_norms), "grad_norms": layer_norms}
+    metrics = {
+        "loss": loss,
+        "grad_norm": jnp.linalg.norm(layer_norms),
+        "grad_norms": layer_norms,
+        **told,
+    }
     return TrainState(state.step + 1, params, stats, opt_state), metrics
 
 
@@ -180,8 +156,7 @@ def compile_step(
         train_step,
         net=net,
         optimizer=make_optimizer(config.train, phase.end - phase.start),
-        corruption=config.train.corruption,
-        corruption_amount=config.train.corruption_amount,
+        objective=make_objective(config.train, image_shape[0], phase.pair),
         pair=phase.pair,
     )
     whole, rows, batch = sharding.replicated(mesh), sharding.by_rows(mesh), config.train.batch

@@ -21,8 +21,15 @@ METRICS_FILE = "metrics.jsonl"
 GRADIENTS_FILE = "gradients.jsonl"
 
 
+LEAST_RANK = 1.5  # of the embeddings: below, all images have nearly the same
+
+
 class NonFiniteError(FloatingPointError):
     """The loss or its gradient became NaN or infinite."""
+
+
+class CollapseError(ValueError):
+    """The net gives all images the same embedding, which no more training mends."""
 
 
 class TrainingLog:
@@ -50,7 +57,7 @@ class TrainingLog:
         directory: Path,
         *,
         resumed_at: int,
-        window: Sequence[Sequence[float]] = (),
+        window: Sequence[dict[str, float]] = (),
         every_steps: int,
         batch: int,
         learning_rate: optax.Schedule,
@@ -62,11 +69,11 @@ class TrainingLog:
         self.every_steps, self.batch, self.learning_rate = every_steps, batch, learning_rate
         self.note = ""  # the newest loss, for the progress bar
         self._pending: list[tuple[int, dict[str, jax.Array], float]] = []
-        # Loss, gradient norm and seconds of the settled steps since the last line.
-        self.window = [list(step) for step in window]
+        # The scalar metrics, and the seconds, of the settled steps since the last line.
+        self.window = [_by_name(step) for step in window]
         self._settled = 0.0  # when metrics were last waited for
-        self._file = _reopen(directory / METRICS_FILE, resumed_at)
-        self._gradients_file = _reopen(directory / GRADIENTS_FILE, resumed_at)
+        self._file = reopen(directory / METRICS_FILE, resumed_at)
+        self._gradients_file = reopen(directory / GRADIENTS_FILE, resumed_at)
         self._gradients_at, self._parameters = gradients_at, parameters
         self._tensorboard = None
         if tensorboard and distributed.is_first():
@@ -91,6 +98,7 @@ class TrainingLog:
 
         Raises:
             NonFiniteError: one of them is not finite; the message names the step.
+            CollapseError: over a whole window the embeddings had no rank; likewise.
         """
         if not self._pending:
             return
@@ -111,11 +119,12 @@ class TrainingLog:
         loss, grad_norm = float(values["loss"]), float(values["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise NonFiniteError(f"step {step:,}: loss {loss}, gradient norm {grad_norm}")
-        self.window.append([loss, grad_norm, seconds])
+        scalars = {name: float(value) for name, value in values.items() if name != "grad_norms"}
+        self.window.append(scalars | {"seconds": seconds})
         self._step = step
         if step in self._gradients_at:
             norms = dict(zip(self._parameters, map(float, values["grad_norms"]), strict=True))
-            _append(self._gradients_file, {"step": step, "norms": norms})
+            append_line(self._gradients_file, {"step": step, "norms": norms})
         if step % self.every_steps == 0:
             self._write()
 
@@ -132,24 +141,36 @@ class TrainingLog:
             self._tensorboard.close()
 
     def _write(self) -> None:
-        loss, grad_norm, seconds = np.mean(self.window, axis=0)
+        names = self.window[-1]
+        means = {name: float(np.mean([step[name] for step in self.window])) for name in names}
+        seconds = means.pop("seconds")
         line = {
             "step": self._step,
-            "loss": float(loss),
-            "grad_norm": float(grad_norm),
+            **means,
             "learning_rate": float(self.learning_rate(self._step - 1)),
             "images_per_second": self.batch / max(seconds, 1e-9),
         }
         self.note = f"loss {line['loss']:.4f}"
         self.window = []
-        _append(self._file, line)
+        append_line(self._file, line)
         if self._tensorboard is not None:
             for name, value in line.items():
                 if name != "step":
                     self._tensorboard.add_scalar(name, value, self._step)
+        if means.get("embedding_rank", math.inf) < LEAST_RANK:
+            raise CollapseError(
+                f"step {self._step:,}: the embeddings of all images are nearly the same (effective "
+                f"rank {means['embedding_rank']:.2f}, where {LEAST_RANK} or more is expected)"
+            )
 
 
-def _reopen(path: Path, resumed_at: int) -> TextIO:
+def _by_name(step: dict[str, float] | Sequence[float]) -> dict[str, float]:
+    """A step of a window; checkpoints of earlier states of 0.1.0 hold its values without names."""
+    names = ("loss", "grad_norm", "seconds")
+    return dict(step) if isinstance(step, dict) else dict(zip(names, step, strict=True))
+
+
+def reopen(path: Path, resumed_at: int) -> TextIO:
     """Open to append, without the lines of steps that are done again."""
     if not distributed.is_first():
         return open(os.devnull, "a")
@@ -158,7 +179,8 @@ def _reopen(path: Path, resumed_at: int) -> TextIO:
     return path.open("a")
 
 
-def _append(file: TextIO, line: dict[str, Any]) -> None:
+def append_line(file: TextIO, line: dict[str, Any]) -> None:
+    """Write a line of JSON at once; OSError with the file's name if it cannot be written."""
     try:
         file.write(json.dumps(line) + "\n")
         file.flush()

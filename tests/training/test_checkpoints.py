@@ -1,6 +1,7 @@
 """States on disk."""
 
 import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,30 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_that_names_it(tmp_path,
         with pytest.raises(OSError, match=rf"{tmp_path}/2 cannot be written .*No space left"):
             checkpoints.save(2, STATE, {})
         assert checkpoints.restore_newest(STATE).step == 1
+
+
+def test_after_a_failed_save_late_reports_to_a_closed_loop_are_not_printed(
+    tmp_path, monkeypatch, capsys
+):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    class RaisesWhenDeleted:
+        def __init__(self, message):
+            self.message = message
+
+        def __del__(self):
+            raise RuntimeError(self.message)
+
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "save", full)
+        with pytest.raises(OSError):
+            checkpoints.save(2, STATE, {})
+    RaisesWhenDeleted("Event loop is closed")
+    assert capsys.readouterr().err == ""
+    RaisesWhenDeleted("something else")
+    assert "RuntimeError: something else" in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_net_is_an_error(tmp_path):
