@@ -116,9 +116,8 @@ class Block(nnx.Module):
         self.residual = residual
         if residual:
             self.convs.append(layer(out_channels, out_channels, kernel=kernel))
-            self.widen = None
-            if in_channels != out_channels:
-                self.widen = layer(in_channels, out_channels, kernel=1, activation=None)
+        widens = residual and in_channels != out_channels
+        self.widen = layer(in_channels, out_channels, kernel=1, activation=None) if widens else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, h, w, in] -> [B, h, w, out]."""
@@ -140,9 +139,8 @@ class ConvEncoder(nnx.Module):
     def __init__(self, architecture: ConvArchitecture, *, dtype: DTypeLike, rngs: nnx.Rngs):
         channels, residual = architecture.image_shape[2], architecture.residual
         block = partial(Block, kernel=architecture.kernel, dtype=dtype, rngs=rngs)
-        self.stem = None
+        self.stem = block(channels, architecture.widths[0], residual=False) if residual else None
         if residual:
-            self.stem = block(channels, architecture.widths[0], residual=False)
             channels = architecture.widths[0]
         stages = []
         for width, blocks in zip(architecture.widths, architecture.blocks, strict=True):

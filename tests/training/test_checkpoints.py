@@ -145,7 +145,7 @@ def test_after_a_failed_save_late_reports_to_a_closed_loop_are_not_printed(
     monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
     with Checkpoints(tmp_path) as checkpoints:
         monkeypatch.setattr(checkpoints._manager, "save", full)
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="No space left"):
             checkpoints.save(2, STATE, {})
     RaisesWhenDeleted("Event loop is closed")
     assert capsys.readouterr().err == ""
