@@ -19,6 +19,7 @@ import pytest
 from conftest import write_pictures
 from PIL import Image
 
+from air_jax.feedback import svm
 from air_jax.index import build, decoding
 from air_jax.index.build import Options
 from air_jax.index.image_index import ImageIndex
@@ -336,6 +337,33 @@ def test_the_csv_has_paths_scores_and_marks_and_no_formulas(client):
     assert (rows[0]["image"], rows[0]["mark"], rows[0]["rank"]) == (str(first), "relevant", "1")
     assert (rows[-1]["image"], rows[-1]["mark"], rows[-1]["rank"]) == ("5", "irrelevant", "")
     assert not [row for row in rows if row["path"][0] in "=+-@"]
+
+
+def test_a_round_that_is_not_solved_is_said_to_be_so_wherever_it_is_shown(client, monkeypatch):
+    session = start(client, images=[5])
+    relevant = np.random.default_rng(0).random(SIZE) < 0.5
+    mark(client, session, **{f"i{image + 1}": bool(relevant[image]) for image in range(SIZE)})
+    path = f"/api/sessions/{session['session']}"
+
+    def told(solved: bool) -> None:
+        found = go_on(client, session, learner="svc", hide_judged=False)
+        assert found["round"]["solved"] is solved
+        rows = list(csv.DictReader(io.StringIO(client.get(f"{path}/export.csv").text)))
+        ranked = {(row["learnt"], row["certain"], row["solved"]) for row in rows if row["rank"]}
+        assert ranked == {("yes", "yes", "yes" if solved else "no")}
+        others = {(row["learnt"], row["certain"], row["solved"]) for row in rows if not row["rank"]}
+        assert others == {("", "", "")}
+        with np.load(io.BytesIO(client.get(f"{path}/model.npz").content)) as model:
+            assert bool(model["solved"]) is solved
+        held = client.get(f"{path}/export.json").json()
+        made, again = session_files.replay(held, client.service.index)[-1]
+        assert session_files.compared(made, again)["solved"] is solved
+
+    told(solved=True)
+    monkeypatch.setattr(svm, "MAX_ITERATIONS", 3)
+    monkeypatch.setattr(svm, "MAX_ITERATIONS_PER_SAMPLE", 0)
+    ask(client, "POST", f"/sessions/{session['session']}/undo")
+    told(solved=False)
 
 
 def test_an_index_of_vectors_is_searched_too_but_for_uploads(tmp_path):
