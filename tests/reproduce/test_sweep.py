@@ -304,6 +304,34 @@ def test_choices_are_compared_in_pairs_with_their_base_by_both_metrics(config, d
     assert f"| {other} | standardised | " in (tmp_path / "choices.md").read_text()
 
 
+def test_a_sweep_on_one_query_says_what_it_cannot_know(tmp_path, monkeypatch):
+    pixels, labels = class_images(40)
+    path = tmp_path / "images.npz"
+    np.savez(path, image=pixels, label=labels, query=np.arange(40) == 3)
+    config = config_of(path)
+    config.data.split = "official"
+    config.retrieval.baselines = ("random",)
+    config.sweep.seeds, config.sweep.nets = (0,), {"depth4/classic": CLASSIC}
+    config.sweep.compared_with = (("depth4/classic", "depth4/classic"),)
+    _, members = members_of(config, tmp_path)
+    assert sweep.run(members, STAGES) == []
+    monkeypatch.setattr(pipeline, "baseline_ap", lambda name, job: np.full(1, 0.25))
+    monkeypatch.setattr(figures, "LEARNS_BELOW", np.inf)
+    _, found = report(config, tmp_path)
+    (net,) = found["nets"]
+    for entry, key in ((found["members"][0], "code_used"), (net, "seeds_that_use_the_code")):
+        assert entry[key] is entry["code_shuffled_loss"] is entry["untrained_map"] is None
+        assert "one query" in entry[f"{key}_reason"]
+        assert "one query" in entry["code_shuffled_loss_reason"]
+        assert "not in retrieval.baselines" in entry["untrained_map_reason"]
+    assert "| - | " in (tmp_path / "claims.md").read_text()
+    config.sweep.figure = "choices"
+    written, found = report(config, tmp_path)
+    assert [row["code_used"] for row in found["choices"]] == [None, None]
+    assert (tmp_path / "choices.png").stat().st_size > 500
+    assert "| - | 1 |" in (tmp_path / written[-1]).read_text()
+
+
 def test_gradient_norms_run_from_the_first_convolution_to_the_last():
     norms = {
         "decoder.deconvs.0.conv.kernel": 11.0,
