@@ -330,6 +330,10 @@ def test_the_page_s_interface_answers_as_on_an_index_of_this_machine_or_says_wha
         client = TestClient(
             make_app(lambda service=service: service), raise_server_exceptions=False
         )
+        told = client.get("/api/index").json()
+        refused = ("svc" not in told["learners"], "uncertain" not in told["shows"])
+        assert refused == ((False, False) if out == "here" else (True, True))
+        assert told["learner"] in told["learners"]
         rounds = [client.post("/api/sessions", json={"images": [5], "count": 6}).json()]
         path = f"/api/sessions/{rounds[0]['session']}"
         shown = [one["image"] for one in rounds[0]["round"]["results"]]

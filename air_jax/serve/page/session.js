@@ -300,7 +300,9 @@ export class SessionView {
     } catch {
       kept = {};
     }
-    this.#adoptSettings({ learner, show: "best", count: 60, hide_judged: true, ...kept });
+    const first = { learner, show: "best", count: 60, hide_judged: true };
+    this.#adoptSettings(first); // what was kept may be none of this index's
+    this.#adoptSettings({ ...first, ...kept });
   }
 
   #adoptSettings({ learner, show, count, hide_judged: hide }) {
