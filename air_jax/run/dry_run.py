@@ -149,7 +149,6 @@ def _on_top(job: Job, to_do: list[str]) -> str:
     if "retrieve" in to_do:
         told["retrieve"] = ", ".join(["the codes", *config.retrieval.baselines])
     if "feedback" in to_do:
-        learners = ", ".join(config.feedback.learners)
         asked = min(config.feedback.queries or queries, queries)
         told["feedback"] = (
             f"{config.feedback.rounds} rounds of {asked:,} queries by "
