@@ -20,9 +20,9 @@ from conftest import write_pictures
 from PIL import Image
 
 from air_jax.feedback import svm
-from air_jax.index import build, decoding
-from air_jax.index.build import Options
+from air_jax.index import build, decoding, vector_files
 from air_jax.index.image_index import ImageIndex
+from air_jax.index.index_writer import Options
 from air_jax.search import scorers
 from air_jax.serve import session_files
 from air_jax.serve.session_store import SessionStore
@@ -368,7 +368,7 @@ def test_a_round_that_is_not_solved_is_said_to_be_so_wherever_it_is_shown(client
 
 def test_an_index_of_vectors_is_searched_too_but_for_uploads(tmp_path):
     np.save(tmp_path / "codes.npy", np.random.default_rng(0).normal(size=(30, 6)))
-    build.index_vectors(tmp_path / "codes.npy", None, None, tmp_path / "index", Options())
+    vector_files.index_vectors(tmp_path / "codes.npy", None, None, tmp_path / "index", Options())
     client = open_client(tmp_path / "index", tmp_path / "sessions.sqlite")
     assert ask(client, "GET", "/index")["uploads"] is False
     session = start(client, images=[3])
@@ -469,11 +469,11 @@ def test_a_picture_of_vectors_that_was_replaced_is_shown_anew(tmp_path):
     np.save(tmp_path / "codes.npy", np.eye(3))
     (tmp_path / "rows.csv").write_text("path\n0/000.png\n1/001.png\n2/002.png\n")
     paths = (tmp_path / "codes.npy", tmp_path / "rows.csv", tmp_path / "pictures", tmp_path / "ix")
-    build.index_vectors(*paths, Options())
+    vector_files.index_vectors(*paths, Options())
     client = open_client(tmp_path / "ix", tmp_path / "sessions.sqlite")
     before = client.get("/api/images/1/thumbnail")
     (tmp_path / "pictures/0/000.png").write_bytes(png())
-    build.index_vectors(*paths, Options())
+    vector_files.index_vectors(*paths, Options())
     known = {"if-none-match": before.headers["etag"]}
     after = client.get("/api/images/1/thumbnail", headers=known)
     assert after.status_code == 200
@@ -587,10 +587,10 @@ def test_an_index_that_was_replaced_leaves_no_open_files(followed):
 def test_an_index_of_other_vectors_does_not_show_its_rows_in_older_sessions(tmp_path):
     file, out = tmp_path / "codes.npy", tmp_path / "index"
     np.save(file, np.random.default_rng(0).normal(size=(30, 6)))
-    build.index_vectors(file, None, None, out, Options())
+    vector_files.index_vectors(file, None, None, out, Options())
     path = f"/sessions/{start(open_client(out, tmp_path / 's.sqlite'), images=[3])['session']}"
     np.save(file, np.random.default_rng(1).normal(size=(30, 6)))
-    build.index_vectors(file, None, None, out, Options())
+    vector_files.index_vectors(file, None, None, out, Options())
     client = open_client(out, tmp_path / "s.sqlite")
     for method, what in (("GET", ""), ("POST", "/undo"), ("GET", "/export.json")):
         assert "made anew" in ask(client, method, path + what, 409)["error"]
