@@ -436,6 +436,17 @@ def test_sweeps_and_single_runs_name_each_others_command(command, config, messag
     assert re.search(message, done.stderr)
 
 
+def test_without_a_member_that_is_done_nothing_is_promised_of_evaluation(
+    config, tmp_path, monkeypatch
+):
+    measured = sweep.dry_run.Measured(16.0, 3.0, 0, 0, 2)
+    monkeypatch.setattr(sweep.dry_run, "measure", lambda job: measured)
+    told = sweep.describe(members_of(config, tmp_path)[1], STAGES)
+    assert "judged by a few steps of the first" in told
+    # Six members, each of 8 steps of 16 images, and with two compilations of 3 s.
+    assert "48 s of training steps, 36 s of compiling; encoding, ranking and feedback" in told
+
+
 def test_the_time_left_counts_training_by_its_work_and_all_else_by_members():
     def member(work, steps):
         workdir = SimpleNamespace(result=lambda stage: {"seconds": steps})
