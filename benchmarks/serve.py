@@ -26,7 +26,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from air_jax.index import build
+from air_jax.index import vector_files
+from air_jax.index.index_writer import Options
 from air_jax.search import file_codes
 from benchmarks import measure
 
@@ -148,7 +149,7 @@ def at_size(size: int, args: Any, folder: Path) -> dict[str, Any]:
         part = codes[start : start + 2**16]
         part[:] = rng.normal(size=part.shape)
     out = folder / f"index-{size}"
-    build.index_vectors(vectors, None, None, out, build.Options(storage=args.storage))
+    vector_files.index_vectors(vectors, None, None, out, Options(storage=args.storage))
     server = Server(out)
     to_first_results = seconds_to_first_results(server)
     user = User(server.address, size, seed=0)

@@ -30,7 +30,7 @@ if [ -n "${COORDINATOR:-}${PROCESSES:-}${PROCESS:-}" ]; then
 fi
 variables=(
   "EXTRAS=${EXTRAS:-cuda}"
-  JAX_PLATFORMS=cuda
+  "JAX_PLATFORMS=cuda,cpu"
   "XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-.9}"
 )
 [ -z "${GPUS:-}" ] || variables+=("CUDA_VISIBLE_DEVICES=$GPUS")

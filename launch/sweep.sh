@@ -33,7 +33,7 @@ if ! [[ $MACHINE =~ ^[0-9]+$ ]] || ((MACHINE >= MACHINES)); then
   fail "MACHINE=$MACHINE: expected a whole number from 0 on, below MACHINES=$MACHINES"
 fi
 platform=cpu
-[ -z "${GPUS:-}" ] || platform=cuda
+[ -z "${GPUS:-}" ] || platform=cuda,cpu
 
 # The command of a worker, or of the report, in `command`.
 compose() {

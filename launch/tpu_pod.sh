@@ -24,6 +24,6 @@ if [ -z "$dry_run" ] && ! command -v gcloud >/dev/null; then
   fail "gcloud is not on the PATH; it comes with the Google Cloud CLI"
 fi
 remote="cd $(quote "$REPO_DIR") && "
-remote+=$(quote env EXTRAS=tpu JAX_PLATFORMS=tpu launch/quickstart.sh "${arguments[@]}")
+remote+=$(quote env EXTRAS=tpu JAX_PLATFORMS=tpu,cpu launch/quickstart.sh "${arguments[@]}")
 launch gcloud compute tpus tpu-vm ssh "$TPU_NAME" "--zone=$ZONE" \
   ${PROJECT:+"--project=$PROJECT"} --worker=all "--command=$remote"

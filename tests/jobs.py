@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from conftest import class_images, write_pictures
-from faults import Command, Launcher
+from faults import Command
 
 NET = {"model.depth": 4, "model.width": 8, "model.code_dim": 16, "model.pools": 1}
 RUN = {
@@ -56,15 +56,6 @@ def run(data: Path, name: str, stages: str, start: Path | None = None, **changed
     flags = [f"--config.{key}={value}" for key, value in keys.items()]
     arguments = ("--config=configs/default.py", *flags, f"--stages={stages}")
     return Job(name, lambda out: Command("air_jax.main", (*arguments, f"--workdir={out}")), start)
-
-
-def finished_run(launcher: Launcher, data: Path) -> tuple[Job, Path]:
-    """A run of all stages, and its folder; done once in a folder of data."""
-    job = run(data, "run", "train,encode,retrieve,feedback,report")
-    folder = data / "finished run"
-    if not folder.exists():
-        launcher.complete(job.command_in(folder))
-    return job, folder
 
 
 def sweep(data: Path) -> Job:

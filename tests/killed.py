@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from air_jax.index import build
-from air_jax.index.build import Options
+from air_jax.index import build, index_writer
 from air_jax.index.catalogue import Catalogue
+from air_jax.index.index_writer import Options
 from air_jax.search import file_codes
 
 STATEMENTS = {  # of the one transaction that publishes
@@ -21,9 +21,9 @@ FUNCTIONS: dict[str, tuple[Any, str, bool]] = {  # whose, which, killed after it
     "before the codes get their name": (file_codes, "write_json", False),
     "after the codes are written": (file_codes, "write", True),
     "after the commit of the catalogue": (Catalogue, "publish", True),
-    "between leftovers that are deleted": (build.shutil, "rmtree", True),
-    "after leftovers are deleted": (build, "_delete_leftovers", True),
-    "after the summary is written": (build, "write_json", True),
+    "between leftovers that are deleted": (index_writer.shutil, "rmtree", True),
+    "after leftovers are deleted": (index_writer, "delete_leftovers", True),
+    "after the summary is written": (index_writer, "write_json", True),
 }
 STEPS = (*STATEMENTS, *FUNCTIONS)
 

@@ -4,6 +4,7 @@ A program that stands for Python shows what it is given.
 """
 
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -137,13 +138,20 @@ def test_the_dry_run_of_each_prints_variables_and_command(launch):
         *program_line,
     ]
     assert dry_run(launch, "gpu", "--config=x.py") == [
-        *("env", "EXTRAS=cuda", "JAX_PLATFORMS=cuda", "XLA_PYTHON_CLIENT_MEM_FRACTION=.9"),
+        *("env", "EXTRAS=cuda", "JAX_PLATFORMS=cuda,cpu", "XLA_PYTHON_CLIENT_MEM_FRACTION=.9"),
         *program_line,
     ]
     assert dry_run(launch, "tpu_pod", "--config=x.py") == [
-        *("cd", "air jax", "&&", "env", "EXTRAS=tpu", "JAX_PLATFORMS=tpu"),
+        *("cd", "air jax", "&&", "env", "EXTRAS=tpu", "JAX_PLATFORMS=tpu,cpu"),
         *program_line,
     ]
+
+
+@pytest.mark.parametrize("name", ["gpu", "tpu_pod", "sweep", "slurm.sbatch", "k8s"])
+def test_beside_an_accelerator_the_cpu_stays_for_what_the_host_computes(launch, name):
+    planned = launch(name, "--dry-run", "--config=x.py", GPUS="1").stdout.replace("\\", "")
+    chosen = re.findall(r"JAX_PLATFORMS(?:=|\s+value: )(\S+)", planned)
+    assert set(chosen) == {"tpu,cpu" if name == "tpu_pod" else "cuda,cpu"}
 
 
 @pytest.mark.parametrize("name", [*LAUNCHERS, *SEVERAL])
@@ -389,7 +397,7 @@ def test_workers_and_machines_of_a_sweep_share_its_members_and_a_report_follows(
     *workers, report = [read_back(line) for line in planned.splitlines()]
     same = ["-m", "air_jax.reproduce", "--config=x.py", "a b", "--processes=1"]
     for number, (words, gpu) in enumerate(zip(workers, "57", strict=True)):
-        assert {"JAX_PLATFORMS=cuda", f"CUDA_VISIBLE_DEVICES={gpu}"} <= set(words)
+        assert {"JAX_PLATFORMS=cuda,cpu", f"CUDA_VISIBLE_DEVICES={gpu}"} <= set(words)
         assert words[-7:] == [*same, f"--part={2 + number}/4", "--stages=members"]
     assert report[-6:] == [*same, "--stages=report"]
     assert launch("sweep", "--dry-run", MACHINES="2", MACHINE="2").returncode == 2

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from air_jax.feedback.learners import LEARNERS, Marks
+from air_jax.feedback.learners import LEARNERS, Marks, makes_kernels
 from air_jax.search.codes import FARTHEST, Codes, WithExamples
 from air_jax.search.scorers import Near, Scorer
 
@@ -50,6 +50,17 @@ class Engine:
 
     def __init__(self, codes: Codes):
         self.codes = codes
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Those of `LEARNER_NAMES` by which these codes can be ranked."""
+        every = self.codes.ranks_by_all
+        return tuple(name for name in LEARNER_NAMES if every or not makes_kernels(name))
+
+    @property
+    def shows(self) -> tuple[str, ...]:
+        """Those of `SHOW` that can be found of these codes by each of the learners."""
+        return SHOW if self.codes.ranks_by_all else SHOW[:1]
 
     def first(self, query: np.ndarray, k: int, hidden: np.ndarray = NOTHING) -> Found:
         """The k nearest images of a query.

@@ -332,6 +332,14 @@ LEARNERS: dict[str, Learner] = {
 }
 
 
+def makes_kernels(learner: str) -> bool:
+    """Whether a learner's scorer is a `Kernel` or a `Mixture`, which not all codes rank by."""
+    fixed = LEARNERS[learner]
+    if not isinstance(fixed, partial):
+        return False
+    return fixed.func is kernel_ridge or fixed.keywords.get("kernel") == "rbf"
+
+
 def with_solver(learner: str, solver: str) -> Learner:
     """A learner of `LEARNERS`; those that fit an SVM do so by one of `svm.SOLVERS`."""
     fixed = LEARNERS[learner]

@@ -79,10 +79,11 @@ def _run(told: Namespace) -> None:
     from air_jax.runtime.progress import duration, say
 
     say(f"loading JAX and {told.vectors or told.model}")
-    from air_jax.index import build
+    from air_jax.index import build, vector_files
+    from air_jax.index.index_writer import Options
 
     cache.keep_compilations()
-    options = build.Options(
+    options = Options(
         fit=told.fit,
         storage=told.storage,
         workers=told.workers or decode_pool.usable_cores(),
@@ -93,7 +94,9 @@ def _run(told: Namespace) -> None:
         store=told.store,
     )
     if told.vectors is not None:
-        found = build.index_vectors(told.vectors, told.metadata, told.images, told.out, options)
+        found = vector_files.index_vectors(
+            told.vectors, told.metadata, told.images, told.out, options
+        )
     else:
         found = build.index_images(told.images, told.model, told.out, options)
     say(f"{duration(found['seconds'])}; now: python -m air_jax.serve --index={told.out}")

@@ -1,15 +1,29 @@
-"""Files about vectors of another model: an `.npy` file of them, and a table of their images."""
+"""Files of vectors of another model become an index.
+
+They are an `.npy` file, and maybe a table of the vectors' images and the folder of those images.
+"""
 
 import codecs
+import contextlib
 import csv
+import hashlib
 import io
+import json
 import re
+import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from air_jax.runtime.progress import say
+from air_jax.index import decode_pool, image_files, index_writer, milvus_index
+from air_jax.index.catalogue import Catalogue
+from air_jax.index.decode_pool import Task
+from air_jax.index.decoding import Decoded
+from air_jax.index.image_files import File
+from air_jax.index.index_writer import BATCH, Options, Update
+from air_jax.runtime.checksums import sha256_of
+from air_jax.runtime.progress import Progress, say
 
 DELIMITERS = (",", ";", "\t", "|")
 PATH = "path"
@@ -181,3 +195,134 @@ def _is_index(cells: list[str]) -> bool:
     """Whether a column is empty, or counts the rows."""
     numbers = [str(number) for number in range(len(cells) + 1)]
     return not any(cells) or cells in (numbers[:-1], numbers[1:])
+
+
+def index_vectors(
+    vectors: Path, metadata: Path | None, folder: Path | None, out: Path, options: Options
+) -> dict[str, Any]:
+    """Index vectors of any other model.
+
+    Args:
+        vectors: an `.npy` file, [N, D] of any float type.
+        metadata: a CSV file with a head and N rows, of which a column names the images; see
+            `read_metadata`.
+        folder: of the images.
+        out: the index.
+        options: `storage`, `workers`, `rehash`, `limits` and `store` are used.
+
+    Returns:
+        What `index.json` holds.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: vectors and rows are not as many, a file is damaged, none of the images is in
+            the folder, or the index is of images or of another folder.
+    """
+    started = time.monotonic()
+    codes = read_vectors(vectors)
+    rows = [Row("", {})] * len(codes)
+    if metadata is not None:
+        rows = read_metadata(metadata, len(codes), with_images=folder is not None)
+    files = {} if folder is None else _files_of(rows, folder)
+    told = json.dumps([sha256_of(vectors), rows], ensure_ascii=True)
+    fingerprint = hashlib.sha256(told.encode()).hexdigest()
+    made_from = {
+        "kind": "vectors",
+        "folder": None if folder is None else str(folder.resolve()),
+    }
+    with index_writer.opened(out, made_from, options, codes.shape[1]) as index:
+        about = made_from | {
+            "codes": f"vectors:{sha256_of(vectors)}",
+            "model": None,
+            "dimension": codes.shape[1],
+            "size": len(codes),
+            "storage": options.storage,
+            "fingerprint": fingerprint,
+        }
+        about |= milvus_index.about_store(index.catalogue, index.store, sha256_of(vectors))
+        ids = list(range(1, len(codes) + 1))
+        if not index_writer.is_published(index, ids, about):
+            about["generation"] = index.generation + 1
+            index_writer.write_codes(index, codes, ids, about)
+            index.catalogue.publish_rows(rows, about)
+        index.catalogue.set_meta(made_from=index.made_from)
+        index_writer.delete_leftovers(index)
+        broken = {}
+        if folder is not None:
+            broken = _update_pictures(index.catalogue, folder, files, options)
+        update = Update(ids, broken, len(codes), fingerprint=fingerprint)
+        return index_writer.write_summary(
+            index, update, {"other_files": 0}, time.monotonic() - started
+        )
+
+
+def _files_of(rows: list[Row], folder: Path) -> dict[str, File]:
+    """The files of the images that rows name, by the path in the row.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: none of the images is in it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--images={folder}: there is no such folder")
+    files = {}
+    named = {row.path for row in rows} - {""}
+    for path in named:
+        place = image_files.inside(folder, path)
+        if place is not None:
+            with contextlib.suppress(OSError):  # it is gone by now
+                status = place.stat()
+                files[path] = File(str(place), status.st_size, status.st_mtime_ns)
+    if not files:
+        first = next((f", the first of them {row.path!r}" for row in rows if row.path), "")
+        raise ValueError(
+            f"--images={folder}: no image of the metadata is in this folder; {len(named):,} are "
+            f"named{first}"
+        )
+    return files
+
+
+def _update_pictures(
+    catalogue: Catalogue, folder: Path, files: dict[str, File], options: Options
+) -> dict[str, str]:
+    """Bring the thumbnails of vectors up to date.
+
+    A thumbnail stays where its file is not there, or cannot be read this time.
+
+    Args:
+        catalogue: of the index.
+        folder: of the images.
+        files: of the images by the path in their row.
+        options: see there.
+
+    Returns:
+        Reasons by path of files that cannot be used.
+    """
+    known_broken = catalogue.broken()
+    broken: dict[str, str] = {}
+    todo: list[tuple[int, File, File]] = []
+    for image, before in catalogue.pictures():
+        path = before.path
+        file = files.get(path)
+        if file is None:
+            broken[path] = "there is no such file in the folder"
+        elif options.rehash or file[1:] != before[1:]:
+            todo.append((image, file._replace(path=path), file))
+        elif path in known_broken:
+            broken[path] = known_broken[path][2]
+    task = Task(str(folder.resolve()), None, options.fit, options.limits)
+    batch: list[tuple[int, File, Decoded]] = []
+    with Progress("thumbnails", len(todo)) as progress:
+        decoded = decode_pool.decode([place.path for *_, place in todo], task, options.workers)
+        for (image, file, _), one in zip(todo, decoded, strict=True):
+            progress.advance(1)
+            if one.error is not None:
+                broken[file.path] = one.error
+            if one.error is None or one.lasting:
+                batch.append((image, file, one))
+            if len(batch) == BATCH:
+                catalogue.set_pictures(batch)
+                batch = []
+    catalogue.set_pictures(batch)
+    catalogue.keep_broken(set(broken))
+    return broken

@@ -30,7 +30,7 @@ def compare(what: str, better: Values, worse: Values, labels: np.ndarray) -> dic
 
     Returns:
         {"what", "difference", "ci95", "seeds", "by_seed"}; the first two null, with a reason
-        beside them, if there is no seed that both have.
+        beside them, if there is no seed that both have, or no query has a value in both.
     """
     seeds = sorted(better.keys() & worse.keys())
     if not seeds:
@@ -38,11 +38,10 @@ def compare(what: str, better: Values, worse: Values, labels: np.ndarray) -> dic
         nothing = dict.fromkeys(("difference", "ci95")) | {"difference_reason": reason}
         return {"what": what, **nothing, "ci95_reason": reason, "seeds": 0, "by_seed": []}
     differences = np.stack([better[seed] - worse[seed] for seed in seeds])
-    pooled = pool(dict(enumerate(differences)))
+    found = summary(dict(enumerate(differences)), labels, "difference")
     return {
         "what": what,
-        "difference": metrics.mean(pooled),
-        "ci95": metrics.bootstrap_interval(pooled, labels),
+        **{key.replace("difference_ci95", "ci95"): value for key, value in found.items()},
         "seeds": len(seeds),
         "by_seed": [metrics.mean(row) for row in differences],
     }
@@ -77,7 +76,8 @@ def judge(
     """A claim with its verdict.
 
     It holds when every interval lies above zero, with at least three seeds each; it does not hold
-    when one lies below; it is undecided otherwise, and always with fewer than three seeds.
+    when one lies below; it is undecided otherwise, and always with fewer than three seeds. One
+    query has no interval, whatever its seeds say.
 
     Args:
         name: of the claim: "a".
@@ -87,7 +87,11 @@ def judge(
     """
     comparisons = [compare(*pair, labels) for pair in pairs]
     seeds = min((c["seeds"] for c in comparisons), default=0)
-    decided = [c for c in comparisons if c["seeds"] >= SEEDS_NEEDED]
+    decided = [
+        c
+        for c in comparisons
+        if c["seeds"] >= SEEDS_NEEDED and c["ci95"] is not None and len(labels) > 1
+    ]
     above = [c for c in decided if c["ci95"][0] > 0]
     below = [c for c in decided if c["ci95"][1] < 0]
     if below:

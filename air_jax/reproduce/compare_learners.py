@@ -84,13 +84,30 @@ class Collection(NamedTuple):
         )
 
 
-def choose(collection: Collection, kept: KeptResults) -> dict[str, dict[str, Any]]:
+def record_marks(collection: Collection, called: str) -> np.ndarray:
+    """The marks [Q, M] of images that the first retrieval shows, on which learners are compared.
+
+    Raises:
+        ValueError: they leave no relevant image to judge learners by.
+    """
+    played = collection.play("none")
+    if np.isnan(played.residual_ap[:, -1]).all():
+        raise ValueError(
+            f"{collection.rounds} rounds of {collection.marks} marks leave none of the "
+            f"{len(collection.queries)} {called} queries a relevant image to judge learners by: "
+            "lower --rounds or --marks"
+        )
+    return played.marked
+
+
+def choose(
+    collection: Collection, marks: np.ndarray, kept: KeptResults
+) -> dict[str, dict[str, Any]]:
     """The constants of each learner in `GRIDS` with the best residual mAP on the recorded marks.
 
     Returns:
         By learner {"constants", "residual_map", "tried": a list of both}.
     """
-    marks = collection.play("none").marked
 
     def residual_map(called: str, learner: Learner) -> float:
         say(called)
@@ -110,10 +127,12 @@ def choose(collection: Collection, kept: KeptResults) -> dict[str, dict[str, Any
 
 
 def compare(
-    collection: Collection, chosen: dict[str, dict[str, Any]], kept: KeptResults
+    collection: Collection,
+    marks: np.ndarray,
+    chosen: dict[str, dict[str, Any]],
+    kept: KeptResults,
 ) -> dict[str, Any]:
     """Every learner on held-out queries; by learner and kind of session, a list over rounds."""
-    marks = collection.play("none").marked
 
     def rounds(called: str, learner: Learner, how: dict[str, Any]) -> list[dict[str, Any]]:
         say(called)
@@ -157,8 +176,12 @@ def _round(played: Simulation, number: int, labels: np.ndarray) -> dict[str, Any
 
 
 def winner(found: dict[str, Any]) -> str:
-    """Best on the recorded marks in the last round, of those that gain in round 1 of their own."""
-    good = [name for name, kinds in found.items() if kinds["own"][1]["residual_gain"] >= 0]
+    """Best on the recorded marks in the last round, of those that gain in round 1 of their own.
+
+    A learner by which all relevant images were marked in round 1 has no gain to be told.
+    """
+    gains = {name: kinds["own"][1]["residual_gain"] for name, kinds in found.items()}
+    good = [name for name, gain in gains.items() if gain is None or gain >= 0]
     return max(good or found, key=lambda name: found[name]["recorded"][-1]["residual_map"])
 
 
@@ -168,6 +191,8 @@ def table(found: dict[str, Any]) -> str:
 
     def gain(kind: str, number: int, row: dict[str, Any]) -> str:
         entry = row[kind][number]
+        if entry["residual_gain"] is None:
+            return "-"
         low, high = entry["residual_gain_ci95"]
         return f"{entry['residual_gain']:+.4f} ({low:+.4f} – {high:+.4f})"
 
@@ -233,6 +258,8 @@ def run(
 
     Raises:
         FileNotFoundError, ValueError: as `codes_of`.
+        ValueError: as many validation queries as images, or so many marks that nothing is left
+            to judge learners by.
     """
     held = codes_of(codes, of)
     database, queried = distances.for_metric(metric, held["database"], held["query"])
@@ -246,15 +273,21 @@ def run(
         "metric": metric,
     }
     results = KeptResults(out / "parts.json", inputs)
+    if validation >= len(labels):
+        raise ValueError(
+            f"--validation={validation}: these queries are taken out of the database, which has "
+            f"{len(labels)} images"
+        )
     asked = simulated_user.choose_queries(labels, validation, seed=0)
     rest = np.setdiff1d(np.arange(len(labels)), asked)
     searched = DeviceCodes(database[rest])
     drawn = Collection(searched, labels[rest], database[asked], labels[asked], rounds, marks)
-    chosen = choose(drawn, results)
     kept = simulated_user.choose_queries(query_labels, queries, seed=0)
     searched = DeviceCodes(database)
     held_out = Collection(searched, labels, queried[kept], query_labels[kept], rounds, marks)
-    found = compare(held_out, chosen, results)
+    held_out_marks = record_marks(held_out, "held-out")
+    chosen = choose(drawn, record_marks(drawn, "validation"), results)
+    found = compare(held_out, held_out_marks, chosen, results)
     best = winner(found)
     content = {"winner": best, "queries": len(kept), "chosen": chosen, "learners": found}
     write_json(out / "compare.json", content)

@@ -67,18 +67,26 @@ def describe(member: Member) -> Entry:
     trained, retrieved = member.workdir.result("train"), member.workdir.result("retrieve")
     if trained is None or retrieved is None:
         return entry | {"map": None, "map_reason": sweep.error_of(member) or "not done yet"}
-    return entry | {
+    described = {
         "map": retrieved["retrieval"]["map"],
         "map_ci95": retrieved["retrieval"]["map_ci95"],
-        "untrained_map": retrieved["baselines"]["untrained"]["map"],
+        **{
+            f"untrained_{key}": value
+            for key, value in retrieved["baselines"]["untrained"].items()
+            if key != "map_ci95"
+        },
         **{
             key: value
             for key, value in trained.items()
             if "loss" in key or "second" in key or key in ("steps", "parameters")
         },
         "learns": trained["loss"] < LEARNS_BELOW * trained["constant_loss"],
-        "code_used": trained["code_shuffled_loss"] > USED_ABOVE * trained["loss"],
     }
+    shuffled = trained["code_shuffled_loss"]
+    if shuffled is None:
+        reason = trained["code_shuffled_loss_reason"]
+        return entry | described | {"code_used": None, "code_used_reason": reason}
+    return entry | described | {"code_used": shuffled > USED_ABOVE * trained["loss"]}
 
 
 def baselines(job: Job, folder: Path) -> dict[str, Any]:
@@ -108,8 +116,25 @@ def _ap(member: Member) -> np.ndarray:
     return read_npz(member.workdir / RETRIEVAL_FILE)["ap"]
 
 
-def _mean(entries: list[Entry], *keys: str) -> dict[str, float]:
-    return {key: float(np.mean([entry[key] for entry in entries])) for key in keys}
+def _mean(entries: list[Entry], *keys: str) -> Entry:
+    found: Entry = {}
+    for key in keys:
+        found |= _pooled(entries, key, lambda values: float(np.mean(values)))
+    return found
+
+
+def _pooled(
+    entries: list[Entry], key: str, how: Callable[[list[Any]], Any], name: str | None = None
+) -> Entry:
+    """What members have under a key, pooled, under a name or the same key.
+
+    Null, with the reason beside it, if a member's is null.
+    """
+    name = name or key
+    for entry in entries:
+        if entry[key] is None:
+            return {name: None, f"{name}_reason": entry[f"{key}_reason"]}
+    return {name: how([entry[key] for entry in entries])}
 
 
 def _figure3(job: Job, members: list[Member], entries: list[Entry]) -> dict[str, Any]:
@@ -132,7 +157,12 @@ def _figure3(job: Job, members: list[Member], entries: list[Entry]) -> dict[str,
             "learning_rate": own[0]["learning_rate"],
             "clip_norm": own[0]["clip_norm"],
             "seeds_that_learn": sum(entry["learns"] for entry in own),
-            "seeds_that_use_the_code": sum(e["learns"] and e["code_used"] for e in own),
+            **_pooled(
+                [entry for entry in own if entry["learns"]],
+                "code_used",
+                sum,
+                "seeds_that_use_the_code",
+            ),
             **_mean(own, "untrained_map", "loss", "constant_loss", "code_shuffled_loss"),
             **_mean(own, "seconds", "images_per_second"),
         }
@@ -294,7 +324,7 @@ def _choices(job: Job, members: list[Member], entries: list[Entry]) -> dict[str,
             "seeds": len(own[net]),
             **claims.summary(own[net], labels),
             **_mean(seeds[net], "loss", "code_shuffled_loss", "seconds"),
-            "code_used": all(entry["code_used"] for entry in seeds[net]),
+            **_pooled(seeds[net], "code_used", all),
             # Against the base by L2: choosing a metric is a factor too.
             "against": base,
             "comparison": claims.compare(

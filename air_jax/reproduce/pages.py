@@ -119,7 +119,7 @@ def choices_page(found: dict[str, Any]) -> str:
         "minus its base by L2": lambda row: _signed(row["comparison"]["difference"]),
         "95 %, paired": lambda row: _interval(row["comparison"]["ci95"]),
         "loss": "{loss:.3f}",
-        "others' codes": "{code_shuffled_loss:.3f}",
+        "others' codes": lambda row: _number(row["code_shuffled_loss"], 3),
         "seeds": "{seeds}",
     }
     parts = ["# What the code should be", *_what(found), table(found["choices"], columns)]
@@ -155,10 +155,10 @@ def _nets(nets: list[dict[str, Any]]) -> list[str]:
         "configuration, layers": "{configuration}, {depth}",
         "mAP": "{map:.4f}",
         "95 %": lambda net: _interval(net["map_ci95"]),
-        "untrained": "{untrained_map:.4f}",
+        "untrained": lambda net: _number(net["untrained_map"]),
         "loss": "{loss:.3f}",
         "mean image": "{constant_loss:.3f}",
-        "others' codes": "{code_shuffled_loss:.3f}",
+        "others' codes": lambda net: _number(net["code_shuffled_loss"], 3),
         "rate, clip": "{learning_rate:g}, {clip_norm:g}",
         "seconds": "{seconds:.0f}",
         "remark": remark,
@@ -200,8 +200,8 @@ def table(rows: Iterable[dict[str, Any]], columns: Columns) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _number(value: float | None, places: int = 4) -> str:
+    return "-" if value is None else f"{value:.{places}f}"
 
 
 def _signed(value: float | None) -> str:

@@ -48,7 +48,8 @@ def draw(found: dict[str, Any], members: list[Member], folder: Path) -> list[str
 def remark(net: dict[str, Any]) -> str:
     """What to know of a net of `figure3.json` before its mAP is read."""
     seeds, learn = net["seeds"], net["seeds_that_learn"]
-    unused = learn - net["seeds_that_use_the_code"]
+    use = net["seeds_that_use_the_code"]
+    unused = 0 if use is None else learn - use  # of a single query it is not known
     remarks = [
         f"{text}{'' if count == seeds else f' in {count} of {seeds} seeds'}"
         for text, count in (("does not learn", seeds - learn), ("code unused", unused))
@@ -101,7 +102,9 @@ def _first_retrieval(path: Path, nets: list[dict[str, Any]], baselines: dict[str
             label=None if name in named else name,
         )
         named.add(name)
-        axes.plot([x - width / 2, x + width / 2], [net["untrained_map"]] * 2, color="black", lw=1.2)
+        if net["untrained_map"] is not None:
+            ends = [x - width / 2, x + width / 2]
+            axes.plot(ends, [net["untrained_map"]] * 2, color="black", lw=1.2)
         axes.text(x, 0.0004, remark(net), rotation=90, fontsize=6, ha="center", va="bottom")
     axes.plot([], [], color="black", lw=1.2, label="untrained net")
     for name, baseline in baselines.items():

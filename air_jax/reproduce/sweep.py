@@ -234,14 +234,15 @@ def describe(members: list[Member], stages: tuple[str, ...]) -> str:
         lines.append(f"{member.name:<44}{state}{f' (failed: {error})' if error else ''}")
     lines.append(f"{len(members)} members, {len(waiting)} to do")
     if waiting:
-        judged = "those done"
+        judged, rest = "those done", "compiling and evaluation"
         if not pace.members:
             judged = "a few steps of the first"
+            rest = "compiling; encoding, ranking and feedback come on top"
             _measure(waiting[0][0], pace)
         steps, besides = pace.seconds(waiting)
         lines.append(
             f"takes about {duration(steps + besides)}, judged by {judged}: {duration(steps)} of "
-            f"training steps, {duration(besides)} of compiling and evaluation"
+            f"training steps, {duration(besides)} of {rest}"
         )
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 
 from air_jax.data.loaders import make_loader, resident
+from air_jax.models import encode
 from air_jax.models.architecture import configuration_name
 from air_jax.models.net import count_parameters
 from air_jax.run.jobs import Job
@@ -18,6 +19,7 @@ from air_jax.training.step import Phase, compile_step, initial_state
 
 TIMED_STEPS = 2
 TIMED_IN_ONE_CALL = 20  # likewise, where the devices do several steps in one call
+TIMED_BATCHES = 2  # of encoding
 
 
 class Measured(NamedTuple):
@@ -73,6 +75,19 @@ def measure(job: Job) -> Measured:
     return Measured(rate, compile_seconds, held, count_parameters(net.params), timed)
 
 
+def encoding_rate(job: Job) -> float:
+    """Images a second that a net of the config encodes, from `TIMED_BATCHES` batches."""
+    config, mesh = job.config, job.mesh
+    batch = config.encode.batch
+    images = job.dataset.images[: TIMED_BATCHES * batch]
+    say(f"timing the encoder on {len(images):,} images")
+    net = loop.new_net(config, images.shape[1:], *loop.channel_statistics(images), mesh)
+    encode.encode(net, images[:batch], mesh, batch, label=None)  # compiles
+    started = time.monotonic()
+    encode.encode(net, images, mesh, batch, label=None)
+    return len(images) / (time.monotonic() - started)
+
+
 def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
     """The plan of a run in lines for a terminal.
 
@@ -97,6 +112,13 @@ def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
         net = f"{name or 'no name in the paper'}: depth {model.depth}, width {model.width}"
     shape = "x".join(map(str, job.dataset.images.shape[1:]))
     reasons = {s: "not done yet" if anew else workdir.why_redo(s) for s in stages}
+    to_do = [stage for stage, why in reasons.items() if why]
+    training = "no training is to do"
+    if "train" in to_do:
+        training = (
+            f"about {duration(steps * batch / rate)} of training, from {measured.steps} steps at "
+            f"{rate:,.0f} images/s; compiling took {measured.compile_seconds:.1f} s"
+        )
     lines = {
         "work directory": str(workdir.path),
         "data": f"{job.dataset.name}, {len(job.database):,} images of {shape} in the database, "
@@ -106,9 +128,35 @@ def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
         "training": f"{config.train.objective}, {config.train.epochs} epochs, {steps:,} steps of "
         f"{batch} images, {per_call:,} in a call, {config.train.dtype}",
         "memory": f"{measured.bytes_on_device / 2**20:,.1f} MiB on each device in training",
-        "time": f"about {duration(steps * batch / rate)} of training, from {measured.steps} steps "
-        f"at {rate:,.0f} images/s; compiling took {measured.compile_seconds:.1f} s; evaluation "
-        "comes on top",
+        "time": training,
+        "on top": _on_top(job, to_do),
         "stages": "; ".join(f"{s}: {why or 'done before'}" for s, why in reasons.items()),
     }
     return "\n".join(f"{label:<16}{text}" for label, text in lines.items())
+
+
+def _on_top(job: Job, to_do: list[str]) -> str:
+    """What takes time besides the steps of training, with an estimate where one is cheap."""
+    config = job.config
+    queries, database = len(job.queries), len(job.database)
+    told = {}
+    if "train" in to_do:
+        told["train"] = f"losses on {queries:,} queries, and by PCA"
+    if "encode" in to_do:
+        images, rate = database + queries, encoding_rate(job)
+        told["encode"] = (
+            f"about {duration(2 * images / rate)}, {images:,} images by the trained and by an "
+            f"untrained net at {rate:,.0f} images/s"
+        )
+    if "retrieve" in to_do:
+        told["retrieve"] = ", ".join(["the codes", *config.retrieval.baselines])
+    if "feedback" in to_do:
+        asked = min(config.feedback.queries or queries, queries)
+        told["feedback"] = (
+            f"{config.feedback.rounds} rounds of {asked:,} queries by "
+            f"{', '.join(config.feedback.learners)}"
+        )
+    if "report" in to_do:
+        told["report"] = "figures"
+    text = "; ".join(f"{stage}: {what}" for stage, what in told.items())
+    return f"{text} (only what has a time here was timed)" if told else "nothing"

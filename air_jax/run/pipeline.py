@@ -24,7 +24,7 @@ from air_jax.runtime.atomic_files import read_npz
 from air_jax.runtime.checksums import hash_of
 from air_jax.runtime.command_line import flatten
 from air_jax.runtime.progress import say
-from air_jax.search import baselines, device_codes, distances, full_ranking, metrics
+from air_jax.search import baselines, distances, full_ranking, metrics
 from air_jax.search.codes import count_different
 from air_jax.search.device_codes import DeviceCodes
 from air_jax.training import loop
@@ -196,13 +196,14 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
 
     compared = distances.for_metric(metric, codes["database"], codes["query"])
     # Compiles, so that the seconds below do not hold it.
-    prepared = DeviceCodes(compared[0])
-    full_ranking.ranks_by_distance(prepared, compared[1][:1], items[:1], precision=precision)
+    full_ranking.ranks_by_distance(
+        DeviceCodes(compared[0]), compared[1][:1], items[:1], precision=precision
+    )
     started = time.monotonic()
     ranks = ranks_of("codes", *compared)
     seconds = time.monotonic() - started
     kept = min(simulated_user.TOP, size)
-    _, top = device_codes.search(prepared, compared[1], kept, precision=precision)
+    top = full_ranking.first_by_distance(*compared, kept, precision)
     per_query = {"ap": metrics.average_precision(ranks, size)}
     different = count_different(codes["database"])
     if different < ENOUGH_DIFFERENT * size:

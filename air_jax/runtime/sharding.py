@@ -16,9 +16,25 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """A one-dimensional mesh ("data",) over some devices; by default over those of all processes.
 
     The devices of a process are neighbours, so that its share of a batch is one piece.
+
+    Raises:
+        ValueError: `JAX_PLATFORMS` asks for an accelerator, and JAX has none.
     """
-    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+    devices = devices or _devices_asked_for()
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def _devices_asked_for() -> list[jax.Device]:
+    """The devices of all processes; ValueError if JAX took the CPU for want of a GPU."""
+    devices, platforms = jax.devices(), jax.config.jax_platforms or "cpu"
+    asked = platforms.split(",")[0]
+    if asked != "cpu" and devices[0].platform == "cpu":
+        raise ValueError(
+            f"JAX_PLATFORMS={platforms}: JAX finds no {asked} device here; JAX_PLATFORMS=cpu "
+            "computes on the CPU"
+        )
+    return devices
 
 
 def local(mesh: Mesh) -> Mesh:

@@ -54,11 +54,14 @@ class Codes(Protocol):
         unit: a power of two; see above.
         covariance: [D, D] float32 of the centred codes.
         deviation: [D] float32 of the centred codes; 1 where they are constant.
+        ranks_by_all: `top` takes every scorer and every `show`; else only `Near` and `Linear`, the
+            best ones.
     """
 
     dimension: int
     mean: np.ndarray
     unit: float
+    ranks_by_all: bool
 
     @property
     def covariance(self) -> np.ndarray: ...
@@ -111,7 +114,7 @@ class WithExamples:
         self.codes, self.examples = codes, examples
         self.dimension, self.mean, self.unit = codes.dimension, codes.mean, codes.unit
         self.covariance, self.deviation = codes.covariance, codes.deviation
-        self.top = codes.top
+        self.top, self.ranks_by_all = codes.top, codes.ranks_by_all
 
     def __len__(self) -> int:
         return len(self.codes)

@@ -50,6 +50,8 @@ class DeviceCodes:
             from the others for float32.
     """
 
+    ranks_by_all = True
+
     def __init__(self, codes: np.ndarray, mesh: Mesh | None = None):
         _check("database", codes)
         self.size, self.dimension = codes.shape

@@ -75,6 +75,8 @@ class FileCodes:
         ValueError: a file is damaged, truncated, or of another shape than `store.json` says.
     """
 
+    ranks_by_all = True
+
     def __init__(self, path: Path):
         self.path = path
         said = _read_header(path)

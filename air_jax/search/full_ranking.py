@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from air_jax.runtime import distributed
 from air_jax.runtime.progress import Progress
-from air_jax.search.device_codes import AXIS, DeviceCodes, on_rows
+from air_jax.search.device_codes import AXIS, DeviceCodes, on_rows, search
 from air_jax.search.distances import BLOCK, best_unmarked, blocks, negative_distances
 
 CORES = os.cpu_count() or 1
@@ -225,6 +225,26 @@ def ranks_by_distance(
     if codes.mesh is None:
         return distributed.gather(rank, count)
     return np.where(items == PADDING, len(codes), rank)
+
+
+def first_by_distance(
+    codes: np.ndarray, queries: np.ndarray, count: int, precision: str = "float32"
+) -> np.ndarray:
+    """The first images for each query by distance, equals in the order of `tie_order`.
+
+    Args:
+        codes: [N, D].
+        queries: [Q, D], not centred.
+        count: from 1 to N.
+        precision: one of `distances.PRECISIONS`.
+
+    Returns:
+        [Q, count] int32 positions.
+    """
+    # `search` has equals in order of the database: so that is the order it gets.
+    by_order = np.argsort(tie_order(len(codes))).astype(np.int32)
+    _, places = search(DeviceCodes(codes[by_order]), queries, count, precision=precision)
+    return by_order[places]
 
 
 @partial(jax.jit, static_argnames=("mesh", "precision"))

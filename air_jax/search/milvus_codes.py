@@ -29,6 +29,8 @@ class MilvusCodes:
         covariance: [D, D] float32 of the codes.
     """
 
+    ranks_by_all = False
+
     def __init__(
         self, collection: Collection, ids: np.ndarray, mean: np.ndarray, covariance: np.ndarray
     ):

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import air_jax
-from air_jax.feedback.engine import DEFAULT_LEARNER, LEARNER_NAMES, SHOW
+from air_jax.feedback.engine import DEFAULT_LEARNER
 from air_jax.index import decoding
 from air_jax.index.catalogue import Unavailable
 from air_jax.runtime.progress import say
@@ -124,6 +124,7 @@ def about_index(service: Opened) -> dict[str, Any]:
     """What the index holds, and what can be asked of it."""
     told = service.index.about
     kept = {key: told[key] for key in ("kind", "generation", "size", "dimension", "model")}
+    engine = service.searcher.engine
     return kept | {
         "version": service.index.version,
         "name": service.index.path.resolve().name,
@@ -134,9 +135,9 @@ def about_index(service: Opened) -> dict[str, Any]:
             "round_seconds": service.long_work.seconds,
             "count": MOST_SHOWN,
         },
-        "learners": list(LEARNER_NAMES),
+        "learners": list(engine.learners),
         "learner": DEFAULT_LEARNER,
-        "shows": list(SHOW),
+        "shows": list(engine.shows),
     }
 
 

@@ -6,6 +6,7 @@ reaches the index. It asks for the token, and bounds the size and the time of ev
 """
 
 import asyncio
+import hashlib
 import secrets
 import urllib.parse
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-COOKIE = "air_jax_token"
+COOKIE = "air_jax_token"  # the beginning of its name; see `cookie_name`
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -27,6 +28,15 @@ HEADERS = {
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
+
+
+def cookie_name(token: str) -> str:
+    """The name of the cookie that holds a token: another one for each token.
+
+    A browser sends cookies to all ports of a host, and those of a path to the paths below it.
+    Servers with other tokens there, behind a proxy or not, so keep cookies of their own.
+    """
+    return f"{COOKIE}_{hashlib.sha256(token.encode()).hexdigest()[:8]}"
 
 
 class Bounds(NamedTuple):
@@ -157,11 +167,17 @@ class Guard:
             secure = (self.origin or request.scope["scheme"]).startswith("https")
             answer = RedirectResponse("./", 303)
             answer.set_cookie(
-                COOKIE, self.token, path=None, httponly=True, secure=secure, samesite="strict"
+                cookie_name(self.token),
+                self.token,
+                path=None,
+                httponly=True,
+                secure=secure,
+                samesite="strict",
             )
             return answer
         kind, _, bearer = request.headers.get("authorization", "").partition(" ")
-        brought = [request.cookies.get(COOKIE, ""), bearer if kind.lower() == "bearer" else ""]
+        cookie = request.cookies.get(cookie_name(self.token), "")
+        brought = [cookie, bearer if kind.lower() == "bearer" else ""]
         if not any(self._is_token(one) for one in brought):
             text = "open the address with ?token= that the server printed at its start"
             raise HTTPException(401, text)

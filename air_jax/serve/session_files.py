@@ -46,30 +46,37 @@ def as_json(session: Session, index: ImageIndex, code_of: CodeOf) -> dict[str, A
 
 
 def as_csv(session: Session, index: ImageIndex) -> str:
-    """Path, score and mark of every image of the round shown, then of others that are marked."""
+    """Path, score and mark of every image of the round shown, then of others that are marked.
+
+    Rows of the round say what the page says of it: `learnt`, `certain` and `solved`, yes or no.
+    """
     made = session.rounds[session.current]
     marks = session.marks_now()
     scores = dict(zip(made.images, made.scores, strict=True))
     shown = [*made.images, *(image for image in marks if image not in scores)]
     held = [image for image in shown if index.position(image) is not None]
+    notes = {key: "yes" if getattr(made, key) else "no" for key in ("learnt", "certain", "solved")}
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(["rank", "image", "path", "score", "mark"])
+    writer.writerow(["rank", "image", "path", "score", "mark", *notes])
     for image in index.images(held):
         rank = made.images.index(image.id) + 1 if image.id in scores else ""
         score = scores.get(image.id)
         mark = marks.get(image.id)
         said = "" if mark is None else ("relevant" if mark.relevant else "irrelevant")
         cells = [rank, image.id, _harmless(image.label), "" if score is None else score, said]
-        writer.writerow(cells)
+        writer.writerow([*cells, *(notes.values() if rank else [""] * len(notes))])
     return text.getvalue()
 
 
 def model_arrays(found: Found, index: ImageIndex) -> dict[str, Any]:
-    """The ranking of a round as arrays: `scorers.to_arrays`, and what centres and standardises."""
+    """The ranking of a round as arrays: `scorers.to_arrays`, and what centres and standardises.
+
+    `solved` is false where the learner's machine was not solved to its tolerance.
+    """
     codes = index.codes
     centring = {"mean": codes.mean, "unit": np.array(codes.unit), "deviation": codes.deviation}
-    return scorers.to_arrays(found.scorer) | centring
+    return scorers.to_arrays(found.scorer) | centring | {"solved": np.array(found.solved)}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -154,6 +161,7 @@ def compared(before: Round, now: Round) -> dict[str, Any]:
         "round": now.number,
         "learner": now.learner,
         "marks": len(now.marks),
+        "solved": now.solved,
         "same": same,
         "first_different_rank": first,
         "scores_apart": apart,

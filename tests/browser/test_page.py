@@ -35,13 +35,14 @@ SCREENSHOTS_QUERY = os.environ.get("AIR_JAX_SCREENSHOTS_QUERY", "1/0")  # part o
 def index(tmp_path_factory: pytest.TempPathFactory, trained_run: Path) -> Path:
     """An index of random pictures, some with names that would be markup."""
     from air_jax.index import build
+    from air_jax.index.index_writer import Options
 
     folder = tmp_path_factory.mktemp("pictures")
     write_pictures(folder, PICTURES)
     for name in (SCRIPT, IMAGE):
         shutil.copy(folder / "0/000.png", folder / name)
     out = tmp_path_factory.mktemp("indexes") / "pictures"
-    build.index_images(folder, trained_run, out, build.Options())
+    build.index_images(folder, trained_run, out, Options())
     return out
 
 
@@ -482,10 +483,11 @@ def test_an_index_made_anew_is_shown_without_a_new_start(
     open_page: Callable[..., "sync_api.Page"], trained_run: Path, tmp_path: Path
 ) -> None:
     from air_jax.index import build
+    from air_jax.index.index_writer import Options
 
     folder, out = tmp_path / "pictures", tmp_path / "index"
     write_pictures(folder, 12)
-    build.index_images(folder, trained_run, out, build.Options())
+    build.index_images(folder, trained_run, out, Options())
     server = Server(out)
     page = open_page(server.address)
     expect(page.locator("#browse-title")).to_have_text("All 12 images")
@@ -493,7 +495,7 @@ def test_an_index_made_anew_is_shown_without_a_new_start(
     page.keyboard.press("r")
     saved(page)
     shutil.copy(folder / "0/000.png", folder / "new.png")
-    build.index_images(folder, trained_run, out, build.Options())
+    build.index_images(folder, trained_run, out, Options())
     while server.get("index")["size"] == 12:
         time.sleep(0.1)
     page.keyboard.press("Enter")
@@ -626,7 +628,8 @@ def test_every_view_is_accessible_and_fits(
 @pytest.fixture
 def vectors(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server of vectors without images."""
-    from air_jax.index import build
+    from air_jax.index import vector_files
+    from air_jax.index.index_writer import Options
 
     count = request.param
     codes = np.random.default_rng(0).normal(size=(count, 16)).astype(np.float32)
@@ -634,7 +637,7 @@ def vectors(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
     rows = "\n".join(f"caption of {number},{number % 7}" for number in range(count))
     (tmp_path / "about.csv").write_text(f"caption,kind\n{rows}\n")
     out = tmp_path / "vectors"
-    build.index_vectors(tmp_path / "codes.npy", tmp_path / "about.csv", None, out, build.Options())
+    vector_files.index_vectors(tmp_path / "codes.npy", tmp_path / "about.csv", None, out, Options())
     running = Server(out)
     yield running
     running.kill()

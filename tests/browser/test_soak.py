@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from browsing import SECONDS, Server
 
-from air_jax.index import build
+from air_jax.index import vector_files
 from air_jax.index.image_index import ImageIndex
+from air_jax.index.index_writer import Options
 from air_jax.serve import session_files, sessions
 
 pytest.importorskip("fastapi", reason="the page's server needs fastapi (extra app)")
@@ -102,7 +103,7 @@ def test_twenty_people_at_once_get_their_own_rankings_and_the_servers_memory_set
     vectors = np.random.default_rng(0).normal(size=(size, dimension)).astype(np.float32)
     np.save(tmp_path / "vectors.npy", vectors)
     out = tmp_path / "index"
-    build.index_vectors(tmp_path / "vectors.npy", None, None, out, build.Options())
+    vector_files.index_vectors(tmp_path / "vectors.npy", None, None, out, Options())
     server = Server(out)
     try:
         end = time.monotonic() + seconds

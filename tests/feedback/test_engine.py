@@ -8,11 +8,11 @@ import pytest
 
 from air_jax.feedback import engine as interactive
 from air_jax.feedback import simulated_user, svm
-from air_jax.feedback.engine import Engine
-from air_jax.feedback.learners import LEARNERS
+from air_jax.feedback.engine import LEARNER_NAMES, Engine
+from air_jax.feedback.learners import LEARNERS, makes_kernels
 from air_jax.search import file_codes, scorers
 from air_jax.search.device_codes import DeviceCodes
-from air_jax.search.scorers import Near
+from air_jax.search.scorers import Kernel, Mixture, Near
 
 SIZE, DIMENSION, MARKS = 300, 8, 7
 NONE = np.zeros((0, DIMENSION))
@@ -130,6 +130,14 @@ def test_few_rounds_of_a_growing_session_are_compiled_for(engine, learner, caplo
             engine.next_round(learner, query, NONE, marked, marked % 3 == 0, 5)
     compiled = [x.getMessage() for x in caplog.records if "Finished XLA" in x.getMessage()]
     assert len(compiled) <= 8, compiled
+
+
+@pytest.mark.parametrize("learner", LEARNER_NAMES)
+def test_a_learner_that_makes_a_kernel_is_known_before_it_learns(engine, learner):
+    _, _, query = collection()
+    marked = np.arange(6)
+    found = engine.next_round(learner, query, NONE, marked, marked % 2 == 0, 5)
+    assert makes_kernels(learner) == isinstance(found.scorer, Kernel | Mixture)
 
 
 def test_a_round_says_whether_its_machine_was_solved(engine, monkeypatch):

@@ -22,9 +22,9 @@ from conftest import write_pictures
 from faults import index_content as content
 from PIL import Image
 
-from air_jax.index import build, decode_pool, decoding
-from air_jax.index.build import Options
+from air_jax.index import build, decode_pool, decoding, index_writer, vector_files
 from air_jax.index.image_index import ImageIndex
+from air_jax.index.index_writer import Options
 from air_jax.models import encode
 from air_jax.run import trained_net
 from air_jax.runtime import checksums
@@ -86,7 +86,7 @@ def test_a_contact_sheet_shows_some_of_the_images_in_their_order(folder, made):
     index = ImageIndex(made)
     with Image.open(made / "contact_sheet.png") as sheet:
         sheet = sheet.convert("RGB")
-    step = build.SHEET_CELL + build.SHEET_GAP
+    step = index_writer.SHEET_CELL + index_writer.SHEET_GAP
     assert sheet.size == (10 * step + 4, 4 * step + 4)  # 40 images
     for place in (0, 13, 39):
         content = index.thumbnail(int(index.ids[place]))
@@ -413,7 +413,7 @@ def test_another_net_folder_or_fit_is_refused_before_anything_is_done(
 
 
 def test_two_indexers_at_once_are_refused(folder, made, trained_run):
-    with (made / build.LOCK_FILE).open("w") as lock:
+    with (made / index_writer.LOCK_FILE).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="another process is indexing"):
             make(folder, trained_run, made)
@@ -582,7 +582,7 @@ def unpublished(trained_run, tmp_path_factory) -> tuple[Path, Path, dict, dict]:
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "_is_published", stopped)
+        patch.setattr(index_writer, "is_published", stopped)
         with pytest.raises(KeyboardInterrupt):
             make(folder, trained_run, out)
     assert content(out) == before
@@ -631,7 +631,7 @@ def test_vectors_keep_their_rows_with_metadata_and_thumbnails(vectors, folder, t
     rows = [{"path": name, "title": f"=no {n}\nß"} for n, name in enumerate(names)]
     table = write_csv(tmp_path / "rows.csv", rows)
     out = tmp_path / "index"
-    found = build.index_vectors(path, table, folder, out, Options())
+    found = vector_files.index_vectors(path, table, folder, out, Options())
     index = ImageIndex(out)
     np.testing.assert_allclose(index.codes.get(np.arange(9)), codes, rtol=1e-6, atol=1e-6)
     assert index.ids.tolist() == list(range(1, 10))
@@ -642,10 +642,10 @@ def test_vectors_keep_their_rows_with_metadata_and_thumbnails(vectors, folder, t
     assert index.thumbnail(8) is None
     assert {one["path"] for one in found["broken"]} == {"../secret.png", "nothing.png"}
     assert [image.id for image in index.find("no 3", 5)] == [4]
-    again = build.index_vectors(path, table, folder, out, Options())
+    again = vector_files.index_vectors(path, table, folder, out, Options())
     assert again["generation"] == found["generation"]
     np.save(path, codes[:, ::-1])
-    changed = build.index_vectors(path, table, folder, out, Options())
+    changed = vector_files.index_vectors(path, table, folder, out, Options())
     assert changed["generation"] == found["generation"] + 1
     found = ImageIndex(out).codes.get(np.arange(9))
     np.testing.assert_allclose(found, codes[:, ::-1], rtol=1e-6, atol=1e-6)
@@ -663,7 +663,7 @@ def test_pictures_of_vectors_are_looked_for_again_and_replaced_with_their_files(
         (pictures / name).rename(tmp_path / Path(name).name)
 
     def made(**options):
-        found = build.index_vectors(path, table, pictures, out, Options(**options))
+        found = vector_files.index_vectors(path, table, pictures, out, Options(**options))
         index = ImageIndex(out)
         thumbnails = [index.thumbnail(image) for image in range(1, 10)]
         return {one["path"] for one in found["broken"]}, thumbnails
@@ -700,12 +700,12 @@ def test_pictures_of_vectors_are_looked_for_again_and_replaced_with_their_files(
 def test_vectors_none_of_whose_pictures_is_there_are_refused(vectors, tmp_path):
     table = write_csv(tmp_path / "rows.csv", [{"path": "nothing.png"}] * 9)
     with pytest.raises(ValueError, match="1 are named, the first of them 'nothing.png'"):
-        build.index_vectors(vectors[0], table, tmp_path, tmp_path / "index", Options())
+        vector_files.index_vectors(vectors[0], table, tmp_path, tmp_path / "index", Options())
     assert not (tmp_path / "index").exists()
 
 
 def test_vectors_without_metadata_are_known_by_their_rows(vectors, tmp_path):
-    build.index_vectors(vectors[0], None, None, tmp_path / "index", Options(storage="int8"))
+    vector_files.index_vectors(vectors[0], None, None, tmp_path / "index", Options(storage="int8"))
     index = ImageIndex(tmp_path / "index")
     assert index.images([3])[0].label == "row 2"
     assert index.codes.storage == "int8"
@@ -731,7 +731,7 @@ def test_texts_are_found_in_values_only_without_case_and_however_accents_are_wri
 ):
     captions = ["Straße", "Cafe\u0301", "A\u0300\u00c9", 'two\nlines: a "b"', *"....."]
     table = write_csv(tmp_path / "rows.csv", [{"caption": caption} for caption in captions])
-    build.index_vectors(vectors[0], table, None, tmp_path / "index", Options())
+    vector_files.index_vectors(vectors[0], table, None, tmp_path / "index", Options())
     assert [image.id for image in ImageIndex(tmp_path / "index").find(text, 20)] == rows
 
 
@@ -740,19 +740,19 @@ def test_vectors_that_cannot_be_meant_are_refused(vectors, tmp_path):
     out = tmp_path / "index"
     table = write_csv(tmp_path / "rows.csv", [{"a": "1"}] * 8)
     with pytest.raises(ValueError, match="8 rows for 9 vectors"):
-        build.index_vectors(path, table, None, out, Options())
+        vector_files.index_vectors(path, table, None, out, Options())
     table.write_text("a\n" + "1,2\n" * 9)
     with pytest.raises(ValueError, match="row 1 has more cells"):
-        build.index_vectors(path, table, None, out, Options())
+        vector_files.index_vectors(path, table, None, out, Options())
     np.save(path, np.array([{"a": 1}]), allow_pickle=True)
     with pytest.raises(ValueError, match="codes.npy cannot be read"):
-        build.index_vectors(path, None, None, out, Options())
+        vector_files.index_vectors(path, None, None, out, Options())
     for bad in (np.zeros((3, 2), int), np.zeros(3), np.zeros((0, 2))):
         np.save(path, bad)
         with pytest.raises(ValueError, match="expected"):
-            build.index_vectors(path, None, None, out, Options())
+            vector_files.index_vectors(path, None, None, out, Options())
     with pytest.raises(FileNotFoundError, match="no such file"):
-        build.index_vectors(tmp_path / "x.npy", None, None, out, Options())
+        vector_files.index_vectors(tmp_path / "x.npy", None, None, out, Options())
     assert not out.exists()
 
 

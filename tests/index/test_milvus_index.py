@@ -14,10 +14,10 @@ from conftest import MILVUS_IS_MISSING, write_pictures
 
 pytest.importorskip("milvus_lite", reason=MILVUS_IS_MISSING)
 
-from air_jax.index import build, decoding, milvus_index
-from air_jax.index.build import Options
+from air_jax.index import build, decoding, milvus_index, vector_files
 from air_jax.index.catalogue import Catalogue
 from air_jax.index.image_index import ImageIndex
+from air_jax.index.index_writer import Options
 from air_jax.search.milvus_collection import LITE_COLLECTION, Collection
 
 ROOT = Path(__file__).parents[2]
@@ -198,7 +198,7 @@ def test_killed_twenty_times_the_next_run_ends_with_the_same_index(
 
 def index_vectors(path, codes, out, store, metadata=None):
     np.save(path, codes)
-    return build.index_vectors(path, metadata, None, out, Options(store=store))
+    return vector_files.index_vectors(path, metadata, None, out, Options(store=store))
 
 
 def random_vectors(seed, size=30):
@@ -281,9 +281,11 @@ def test_a_collection_of_another_index_or_dimension_is_refused(store, tmp_path):
         index_vectors(tmp_path / "codes.npy", random_vectors(0)[:, :4], tmp_path / "index", store)
     np.save(tmp_path / "codes.npy", random_vectors(0))
     with pytest.raises(ValueError, match="store='milvus:.*asked for is None"):
-        build.index_vectors(tmp_path / "codes.npy", None, None, tmp_path / "index", Options())
+        vector_files.index_vectors(
+            tmp_path / "codes.npy", None, None, tmp_path / "index", Options()
+        )
     with pytest.raises(ValueError, match="--storage=int8: a --store keeps float32"):
-        build.index_vectors(
+        vector_files.index_vectors(
             tmp_path / "codes.npy", None, None, tmp_path / "x", Options(storage="int8", store=store)
         )
     assert len(content(tmp_path / "index")) == 30
@@ -330,6 +332,10 @@ def test_the_page_s_interface_answers_as_on_an_index_of_this_machine_or_says_wha
         client = TestClient(
             make_app(lambda service=service: service), raise_server_exceptions=False
         )
+        told = client.get("/api/index").json()
+        refused = ("svc" not in told["learners"], "uncertain" not in told["shows"])
+        assert refused == ((False, False) if out == "here" else (True, True))
+        assert told["learner"] in told["learners"]
         rounds = [client.post("/api/sessions", json={"images": [5], "count": 6}).json()]
         path = f"/api/sessions/{rounds[0]['session']}"
         shown = [one["image"] for one in rounds[0]["round"]["results"]]

@@ -73,3 +73,25 @@ def test_pooling_leaves_out_queries_without_a_value():
 def test_a_net_that_does_not_learn_or_use_its_code_is_remarked(learn, use, expected):
     net = {"seeds": 3, "seeds_that_learn": learn, "seeds_that_use_the_code": use}
     assert plots.remark(net) == expected
+
+
+def test_one_query_decides_no_claim():
+    better, worse = ({seed: np.array([ap]) for seed in range(3)} for ap in (0.9, 0.1))
+    found = claims.judge("x", "", [("", better, worse)], np.zeros(1, int))
+    assert found["verdict"] == UNDECIDED
+    assert found["comparisons"][0]["difference"] == pytest.approx(0.8)
+
+
+def test_a_comparison_that_no_query_has_a_value_in_is_null_with_a_reason():
+    nothing = {seed: np.full(200, np.nan) for seed in range(3)}
+    found = claims.judge("x", "", [("", WORSE, nothing)], LABELS)
+    assert found["verdict"] == UNDECIDED
+    (comparison,) = found["comparisons"]
+    for key in ("difference", "ci95"):
+        assert comparison[key] is None
+        assert "no query" in comparison[f"{key}_reason"]
+
+
+def test_whether_the_code_is_used_is_not_said_where_it_is_not_known():
+    net = {"seeds": 1, "seeds_that_learn": 1, "seeds_that_use_the_code": None}
+    assert plots.remark(net) == ""

@@ -1,6 +1,7 @@
 """The comparison of learners, on codes of a few hundred images."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -154,3 +155,31 @@ def test_a_file_that_is_no_codes_is_one_clear_error(tmp_path):
         done = call(compare.main, f"--codes={tmp_path / name}.npz", f"--out={tmp_path}")
         assert done.returncode == 2
         assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--rounds=2", "--marks=100", "--validation=8"], "lower --rounds or --marks"),
+        (["--validation=200"], "--validation=200: .* has 200 images"),
+    ],
+)
+def test_sizes_that_leave_nothing_to_judge_by_are_an_error_before_the_long_work(
+    codes, tmp_path, flags, message
+):
+    done = call(compare.main, f"--codes={codes}", f"--out={tmp_path}", *flags)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
+    assert not (tmp_path / "parts.json").exists()
+
+
+def test_a_learner_that_leaves_no_relevant_image_unmarked_can_win():
+    found = {
+        "all": {"own": [None, entry(None, None)], "recorded": [None, entry(0, 0.9)]},
+        "some": {"own": [None, entry(0.1, 0)], "recorded": [None, entry(0, 0.5)]},
+    }
+    assert compare_learners.winner(found) == "all"
+    for kinds in found.values():
+        for rounds in kinds.values():
+            rounds[1] |= {"residual_gain_ci95": [0, 0], "map": 0.5}
+    assert "| `all` | +0.0000 (+0.0000 – +0.0000) | - |" in compare_learners.table(found)

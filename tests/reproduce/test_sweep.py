@@ -304,6 +304,34 @@ def test_choices_are_compared_in_pairs_with_their_base_by_both_metrics(config, d
     assert f"| {other} | standardised | " in (tmp_path / "choices.md").read_text()
 
 
+def test_a_sweep_on_one_query_says_what_it_cannot_know(tmp_path, monkeypatch):
+    pixels, labels = class_images(40)
+    path = tmp_path / "images.npz"
+    np.savez(path, image=pixels, label=labels, query=np.arange(40) == 3)
+    config = config_of(path)
+    config.data.split = "official"
+    config.retrieval.baselines = ("random",)
+    config.sweep.seeds, config.sweep.nets = (0,), {"depth4/classic": CLASSIC}
+    config.sweep.compared_with = (("depth4/classic", "depth4/classic"),)
+    _, members = members_of(config, tmp_path)
+    assert sweep.run(members, STAGES) == []
+    monkeypatch.setattr(pipeline, "baseline_ap", lambda name, job: np.full(1, 0.25))
+    monkeypatch.setattr(figures, "LEARNS_BELOW", np.inf)
+    _, found = report(config, tmp_path)
+    (net,) = found["nets"]
+    for entry, key in ((found["members"][0], "code_used"), (net, "seeds_that_use_the_code")):
+        assert entry[key] is entry["code_shuffled_loss"] is entry["untrained_map"] is None
+        assert "one query" in entry[f"{key}_reason"]
+        assert "one query" in entry["code_shuffled_loss_reason"]
+        assert "not in retrieval.baselines" in entry["untrained_map_reason"]
+    assert "| - | " in (tmp_path / "claims.md").read_text()
+    config.sweep.figure = "choices"
+    written, found = report(config, tmp_path)
+    assert [row["code_used"] for row in found["choices"]] == [None, None]
+    assert (tmp_path / "choices.png").stat().st_size > 500
+    assert "| - | 1 |" in (tmp_path / written[-1]).read_text()
+
+
 def test_gradient_norms_run_from_the_first_convolution_to_the_last():
     norms = {
         "decoder.deconvs.0.conv.kernel": 11.0,
@@ -406,6 +434,17 @@ def test_sweeps_and_single_runs_name_each_others_command(command, config, messag
     done = call(command, f"--config={config}")
     assert done.returncode == 2
     assert re.search(message, done.stderr)
+
+
+def test_without_a_member_that_is_done_nothing_is_promised_of_evaluation(
+    config, tmp_path, monkeypatch
+):
+    measured = sweep.dry_run.Measured(16.0, 3.0, 0, 0, 2)
+    monkeypatch.setattr(sweep.dry_run, "measure", lambda job: measured)
+    told = sweep.describe(members_of(config, tmp_path)[1], STAGES)
+    assert "judged by a few steps of the first" in told
+    # Six members, each of 8 steps of 16 images, and with two compilations of 3 s.
+    assert "48 s of training steps, 36 s of compiling; encoding, ranking and feedback" in told
 
 
 def test_the_time_left_counts_training_by_its_work_and_all_else_by_members():

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import jobs
 import pytest
 from faults import (
     DAMAGES,
@@ -31,41 +30,6 @@ NOT_MENDED: dict[str, set[str]] = {
     "log": set(),
     "catalogue of an index": {"contact_sheet.png", "index.json"},
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A folder that the tests of kills, damage and disks share."""
-    folder = tmp_path_factory.getbasetemp() / "jobs"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(launcher, data) -> tuple[Job, Path]:
-    """A run of all stages, and its folder."""
-    return jobs.finished_run(launcher, data)
-
-
-@pytest.fixture(scope="module")
-def sweep(launcher, data) -> tuple[Job, Path]:
-    return _done(launcher, jobs.sweep(data), data)
-
-
-@pytest.fixture(scope="module")
-def index(launcher, data, run) -> tuple[Job, Path]:
-    return _done(launcher, jobs.index(data, run[1], pictures=40), data)
-
-
-@pytest.fixture(scope="module")
-def comparison(launcher, data, run) -> tuple[Job, Path]:
-    return _done(launcher, jobs.comparison(data, run[1] / "codes.npz"), data)
-
-
-def _done(launcher: Launcher, job: Job, data: Path) -> tuple[Job, Path]:
-    folder = data / job.name
-    launcher.complete(job.command_in(folder))
-    return job, folder
 
 
 def try_all(

@@ -7,32 +7,9 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import jobs
 import pytest
 from faults import Launcher, Table, Tried, contents, differences, one_error
 from jobs import Job
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A folder that the tests of kills, damage and disks share."""
-    folder = tmp_path_factory.getbasetemp() / "jobs"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def run(launcher, data) -> tuple[Job, Path]:
-    """A run of all stages, and its folder."""
-    return jobs.finished_run(launcher, data)
-
-
-@pytest.fixture(scope="module")
-def index(launcher, data, run) -> tuple[Job, Path]:
-    """An index by the net of that run, and its folder."""
-    job = jobs.index(data, run[1], pictures=40)
-    launcher.complete(job.command_in(data / "finished index"))
-    return job, data / "finished index"
 
 
 def fill(

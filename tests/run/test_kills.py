@@ -15,31 +15,6 @@ from jobs import Job
 NAMES = {signal.SIGKILL: "SIGKILL", signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C (SIGINT)"}
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """A folder that the tests of kills, damage and disks share."""
-    folder = tmp_path_factory.getbasetemp() / "jobs"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def trained(launcher, data) -> Path:
-    """The folder of a run whose net is trained."""
-    launcher.complete(jobs.run(data, "training", "train").command_in(data / "trained"))
-    return data / "trained"
-
-
-@pytest.fixture(scope="module")
-def training(data) -> Job:
-    return jobs.run(data, "training", "train")
-
-
-@pytest.fixture(scope="module")
-def evaluation(data, trained) -> Job:
-    return jobs.run(data, "evaluation", "encode,retrieve,feedback,report", trained)
-
-
 def kill(
     launcher: Launcher, job: Job, folder: Path, times: dict[int, int], table: Table
 ) -> dict[int, Tried]:

@@ -16,6 +16,7 @@ from program import ENVIRONMENT, call, command, results, run
 
 from air_jax.feedback import learners
 from air_jax.main import main
+from air_jax.run import dry_run, jobs
 from air_jax.runtime.command_line import find_config
 from air_jax.training import loop
 from air_jax.training.checkpoints import Checkpoints
@@ -207,6 +208,35 @@ def test_dry_run_prints_the_plan_and_changes_nothing(images, tmp_path):
     for part in ("parameters", "MiB", "of training", "2 epochs, 8 steps of 16", "not done yet"):
         assert part in planned.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_says_what_comes_on_top_of_training(images, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(dry_run, "encoding_rate", lambda job: 2.0)
+
+    def on_top(workdir, *flags):
+        planned = run(workdir, images, "--dry-run", *flags)
+        assert planned.returncode == 0, planned.stderr
+        (line,) = (one for one in planned.stdout.splitlines() if one.startswith("on top"))
+        return line, planned.stdout
+
+    line, _ = on_top(tmp_path / "run")
+    # 80 images, each encoded by the trained and by an untrained net.
+    assert "encode: about 1 min 20 s, 80 images" in line
+    assert "feedback: 2 rounds of 16 queries by none, svc, " in line
+    assert [part.split(":")[0] for part in line.removeprefix("on top").split("; ")] == [
+        *("          train", "encode", "retrieve", "feedback", "report")
+    ]
+    line, _ = on_top(tmp_path / "run", "--stages=train")
+    assert "encode" not in line
+    line, whole = on_top(finished)
+    assert line.split() == ["on", "top", "nothing"]
+    assert "no training is to do" in whole
+
+
+def test_the_dry_runs_rate_of_encoding_is_measured(images, small_config, capsys):
+    small_config.data.update(name="arrays", dir=str(images))
+    assert dry_run.encoding_rate(jobs.load(small_config)) > 0
+    assert "timing the encoder on 64 images" in capsys.readouterr().out
 
 
 def test_killed_in_the_middle_of_training_the_same_command_ends_as_if_undisturbed(

@@ -1,5 +1,9 @@
 """Where a process stands in its run, and what processes share."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -89,3 +93,15 @@ def test_alone_nothing_is_exchanged():
     assert distributed.from_first(lambda: {"a": [1, None]}) == {"a": [1, None]}
     assert distributed.share(7) == slice(0, 7)
     distributed.barrier()
+
+
+def test_without_the_gpu_that_was_asked_for_nothing_goes_on_on_the_cpu():
+    # "cuda,cpu" is what the launch scripts set; JAX itself says nothing where it finds no GPU.
+    done = subprocess.run(
+        [sys.executable, "-c", "from air_jax.runtime import sharding; sharding.make_mesh()"],
+        env=os.environ | {"JAX_PLATFORMS": "cuda,cpu", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode
+    assert "JAX_PLATFORMS=cuda,cpu: JAX finds no cuda device" in done.stderr

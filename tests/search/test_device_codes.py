@@ -238,6 +238,18 @@ def test_products_are_compiled_for_their_precision(precision, compiled_for):
     assert compiled_for in lowered.as_text()
 
 
+def test_the_first_images_are_those_of_the_first_ranks_with_ties_too():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 2, (60, 4)).astype(np.float32)  # 16 different ones
+    queries = rng.integers(0, 2, (9, 4)).astype(np.float32)
+    items = np.tile(np.arange(60, dtype=np.int32), (9, 1))
+    database = DeviceCodes(codes)
+    ranks = full_ranking.ranks_by_distance(database, queries, items)
+    first = full_ranking.first_by_distance(codes, queries, 10)
+    assert first.dtype == np.int32
+    np.testing.assert_array_equal(first, np.argsort(ranks, axis=1)[:, :10])
+
+
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_first_unmarked_images_have_one_dtype_with_ties_and_without(ties):
     scores = (

@@ -82,6 +82,9 @@ def test_a_round_is_the_same_or_refused_by_an_error_that_names_exact_learners(
     given, labels = clusters()
     asked = [learner, given[0], given[5:6] + 0.1, *marks(labels), K]
     exact = learner in BY_DISTANCE or (learner in LINEAR and show == "best")
+    offered = learner in Engine(there).learners and show in Engine(there).shows
+    assert offered == (exact and show == "best")
+    assert (Engine(here).learners, Engine(here).shows) == (LEARNER_NAMES, SHOW)
     if not exact:
         named = "discriminant, svc_linear, means, rocchio with show=best"
         with pytest.raises(ValueError, match=named):

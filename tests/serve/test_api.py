@@ -19,9 +19,10 @@ import pytest
 from conftest import write_pictures
 from PIL import Image
 
-from air_jax.index import build, decoding
-from air_jax.index.build import Options
+from air_jax.feedback import svm
+from air_jax.index import build, decoding, vector_files
 from air_jax.index.image_index import ImageIndex
+from air_jax.index.index_writer import Options
 from air_jax.search import scorers
 from air_jax.serve import session_files
 from air_jax.serve.session_store import SessionStore
@@ -338,9 +339,36 @@ def test_the_csv_has_paths_scores_and_marks_and_no_formulas(client):
     assert not [row for row in rows if row["path"][0] in "=+-@"]
 
 
+def test_a_round_that_is_not_solved_is_said_to_be_so_wherever_it_is_shown(client, monkeypatch):
+    session = start(client, images=[5])
+    relevant = np.random.default_rng(0).random(SIZE) < 0.5
+    mark(client, session, **{f"i{image + 1}": bool(relevant[image]) for image in range(SIZE)})
+    path = f"/api/sessions/{session['session']}"
+
+    def told(solved: bool) -> None:
+        found = go_on(client, session, learner="svc", hide_judged=False)
+        assert found["round"]["solved"] is solved
+        rows = list(csv.DictReader(io.StringIO(client.get(f"{path}/export.csv").text)))
+        ranked = {(row["learnt"], row["certain"], row["solved"]) for row in rows if row["rank"]}
+        assert ranked == {("yes", "yes", "yes" if solved else "no")}
+        others = {(row["learnt"], row["certain"], row["solved"]) for row in rows if not row["rank"]}
+        assert others == {("", "", "")}
+        with np.load(io.BytesIO(client.get(f"{path}/model.npz").content)) as model:
+            assert bool(model["solved"]) is solved
+        held = client.get(f"{path}/export.json").json()
+        made, again = session_files.replay(held, client.service.index)[-1]
+        assert session_files.compared(made, again)["solved"] is solved
+
+    told(solved=True)
+    monkeypatch.setattr(svm, "MAX_ITERATIONS", 3)
+    monkeypatch.setattr(svm, "MAX_ITERATIONS_PER_SAMPLE", 0)
+    ask(client, "POST", f"/sessions/{session['session']}/undo")
+    told(solved=False)
+
+
 def test_an_index_of_vectors_is_searched_too_but_for_uploads(tmp_path):
     np.save(tmp_path / "codes.npy", np.random.default_rng(0).normal(size=(30, 6)))
-    build.index_vectors(tmp_path / "codes.npy", None, None, tmp_path / "index", Options())
+    vector_files.index_vectors(tmp_path / "codes.npy", None, None, tmp_path / "index", Options())
     client = open_client(tmp_path / "index", tmp_path / "sessions.sqlite")
     assert ask(client, "GET", "/index")["uploads"] is False
     session = start(client, images=[3])
@@ -441,11 +469,11 @@ def test_a_picture_of_vectors_that_was_replaced_is_shown_anew(tmp_path):
     np.save(tmp_path / "codes.npy", np.eye(3))
     (tmp_path / "rows.csv").write_text("path\n0/000.png\n1/001.png\n2/002.png\n")
     paths = (tmp_path / "codes.npy", tmp_path / "rows.csv", tmp_path / "pictures", tmp_path / "ix")
-    build.index_vectors(*paths, Options())
+    vector_files.index_vectors(*paths, Options())
     client = open_client(tmp_path / "ix", tmp_path / "sessions.sqlite")
     before = client.get("/api/images/1/thumbnail")
     (tmp_path / "pictures/0/000.png").write_bytes(png())
-    build.index_vectors(*paths, Options())
+    vector_files.index_vectors(*paths, Options())
     known = {"if-none-match": before.headers["etag"]}
     after = client.get("/api/images/1/thumbnail", headers=known)
     assert after.status_code == 200
@@ -559,10 +587,10 @@ def test_an_index_that_was_replaced_leaves_no_open_files(followed):
 def test_an_index_of_other_vectors_does_not_show_its_rows_in_older_sessions(tmp_path):
     file, out = tmp_path / "codes.npy", tmp_path / "index"
     np.save(file, np.random.default_rng(0).normal(size=(30, 6)))
-    build.index_vectors(file, None, None, out, Options())
+    vector_files.index_vectors(file, None, None, out, Options())
     path = f"/sessions/{start(open_client(out, tmp_path / 's.sqlite'), images=[3])['session']}"
     np.save(file, np.random.default_rng(1).normal(size=(30, 6)))
-    build.index_vectors(file, None, None, out, Options())
+    vector_files.index_vectors(file, None, None, out, Options())
     client = open_client(out, tmp_path / "s.sqlite")
     for method, what in (("GET", ""), ("POST", "/undo"), ("GET", "/export.json")):
         assert "made anew" in ask(client, method, path + what, 409)["error"]

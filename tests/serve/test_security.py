@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import urllib.parse
 
 import pytest
 
@@ -9,10 +10,11 @@ pytest.importorskip("fastapi", reason="fastapi is not installed (pip install 'ai
 
 from fastapi import FastAPI, Request, Response
 
-from air_jax.serve.security import COOKIE, HEADERS, Bounds, Guard
+from air_jax.serve.security import HEADERS, Bounds, Guard, cookie_name
 
 BOUNDS = Bounds(upload_bytes=100, body_bytes=10, body_seconds=0.2, seconds=0.4)
 HOST = {"host": "localhost:8000"}
+COOKIE = cookie_name("secret")
 app = FastAPI()
 
 
@@ -163,6 +165,20 @@ def test_the_address_with_the_token_leaves_a_cookie_that_scripts_cannot_read():
         token="secret", query=b"token=secret", path="/", public=("https://photos.example.org", "")
     )
     assert headers["set-cookie"] == f"{COOKIE}=secret; HttpOnly; SameSite=strict; Secure"
+
+
+def test_servers_on_two_ports_of_a_host_keep_a_cookie_each():
+    jar = {}  # a browser's, of one host and path: it knows no ports
+    tokens = {"localhost:8000": "one", "localhost:8001": 'an"other;'}
+    for host, token in tokens.items():
+        query = urllib.parse.urlencode({"token": token}).encode()
+        _, headers, _ = request(headers={"host": host}, query=query, path="/", token=token)
+        name, _, value = headers["set-cookie"].partition(";")[0].partition("=")
+        jar[name] = value
+    cookie = "; ".join(f"{name}={value}" for name, value in jar.items())
+    for host, token in tokens.items():
+        assert status(headers={"host": host, "cookie": cookie}, token=token) == 200
+        assert status(headers={"host": host, "cookie": cookie}, token="a third") == 401
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])

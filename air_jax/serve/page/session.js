@@ -300,7 +300,9 @@ export class SessionView {
     } catch {
       kept = {};
     }
-    this.#adoptSettings({ learner, show: "best", count: 60, hide_judged: true, ...kept });
+    const first = { learner, show: "best", count: 60, hide_judged: true };
+    this.#adoptSettings(first); // what was kept may be none of this index's
+    this.#adoptSettings({ ...first, ...kept });
   }
 
   #adoptSettings({ learner, show, count, hide_judged: hide }) {
@@ -428,7 +430,12 @@ export class SessionView {
         ? "Nothing was marked, so the order is still by distance to the query."
         : `${held}, so the order is still by distance to the query. Mark some ${lacking} ones as well, and the next round can learn.`, true);
     }
-    if (!round.certain) note("The codes are stored approximately: an image just below the last one could belong above it.");
+    if (!round.solved) {
+      note("The learner did not finish its calculation on these marks, so this order is only near the one they ask for. Another learner may do better.", true);
+    }
+    if (!round.certain) {
+      note("An image just below the last one could belong above it: the codes are stored or searched approximately, or the scores are so close that rounding decides.");
+    }
     if (!round.results.length) note("No images are left: all are judged. Untick “Hide judged” to see them again.", true);
     if (current < rounds.length - 1) note("You stepped back. The later rounds stay until a new one takes their place.");
     byId("explain").replaceChildren(...notes);
