@@ -21,7 +21,7 @@ METRICS_FILE = "metrics.jsonl"
 GRADIENTS_FILE = "gradients.jsonl"
 
 
-LEAST_RANK = 1.5  # of the embeddings: below, all images have nearly the same
+LEAST_RANK = 1.01  # of the embeddings: below, all images have nearly the same
 
 
 class NonFiniteError(FloatingPointError):
