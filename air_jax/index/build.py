@@ -15,11 +15,12 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from air_jax.index import decode_pool, identity, image_files, milvus_index
+from air_jax.data import decode_pool, image_files
+from air_jax.data.decode_pool import Task
+from air_jax.data.decoding import Decoded, Limits
+from air_jax.data.image_files import SHEET_FILE, File, Walk, shown
+from air_jax.index import identity, milvus_index
 from air_jax.index.catalogue import DAMAGED, Catalogue, Known, codes_name, unusable
-from air_jax.index.decode_pool import Task
-from air_jax.index.decoding import Decoded, Limits
-from air_jax.index.image_files import SHEET_FILE, File, Walk, shown
 from air_jax.index.image_index import NET_FILE, SUMMARY_FILE
 from air_jax.index.vector_files import Row, read_metadata, read_vectors
 from air_jax.models import encode, net_file

@@ -19,7 +19,8 @@ import pytest
 from conftest import write_pictures
 from PIL import Image
 
-from air_jax.index import build, decoding
+from air_jax.data import decoding
+from air_jax.index import build
 from air_jax.index.build import Options
 from air_jax.index.image_index import ImageIndex
 from air_jax.search import scorers

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
-from air_jax.index.decoding import Decoded, Limits, decode_file
+from air_jax.data.decoding import Decoded, Limits, decode_file
 
 CHUNK = 32  # files of one call
 AHEAD = 4  # calls under way or done, for each process
