@@ -92,7 +92,9 @@ def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
     model = config.model
     name = configuration_name(model.pool, model.skip, model.input_residual)
     shape = "x".join(map(str, job.dataset.images.shape[1:]))
-    reasons = {s: "not done yet" if anew else workdir.why_redo(s) for s in stages}
+    reasons = {
+        s: job.why_skipped(s) or ("not done yet" if anew else workdir.why_redo(s)) for s in stages
+    }
     lines = {
         "work directory": str(workdir.path),
         "data": f"{job.dataset.name}, {len(job.database):,} images of {shape} in the database, "

@@ -34,10 +34,13 @@ RECONSTRUCTED = 10  # queries whose reconstructions are kept for the report
 
 
 def do_stage(stage: str, job: Job, workdir: WorkDir) -> None:
-    """Do one of `work_directory.STAGES` unless it is done and current, saying which and why.
+    """Do one of `work_directory.STAGES` unless it is done or skipped, saying which and why.
 
     All processes of a run do it together; the first one writes what it leaves.
     """
+    if skipped := job.why_skipped(stage):
+        say(f"{stage}: {skipped}")
+        return
     reason = distributed.from_first(lambda: workdir.why_redo(stage))
     if reason is None:
         say(f"{stage}: done before")
@@ -60,7 +63,7 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     losses = encode.held_out_losses(trained.net, held_out, job.mesh, config.encode.batch)
     std = np.asarray(trained.net.std)
 
-    shown = held_out[simulated_user.choose_queries(job.query_labels(), RECONSTRUCTED, seed=0)]
+    shown = held_out[job.some_queries(RECONSTRUCTED, seed=0)]
     codes = encode.encode(trained.net, shown, job.mesh, config.encode.batch, label=None)
     standardised = encode.reconstruct(trained.net, shown, codes, job.mesh, config.encode.batch)
     pixels = (standardised * std + np.asarray(trained.net.mean)) * 255
@@ -115,10 +118,15 @@ def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         untrained_query=untrained[size:],
         database_index=job.database,
         query_index=job.queries,
-        database_label=job.dataset.labels[job.database],
-        query_label=job.dataset.labels[job.queries],
+        **_labels(job),
     )
     return {"seconds": seconds, "images_per_second": len(images) / seconds}, [CODES_FILE]
+
+
+def _labels(job: Job) -> dict[str, np.ndarray]:
+    if not job.labelled:
+        return {}
+    return {"database_label": job.database_labels(), "query_label": job.query_labels()}
 
 
 def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
@@ -189,7 +197,7 @@ def baseline_ap(name: str, job: Job) -> np.ndarray:
     images = job.database_images(), job.query_images()
     say(f"retrieve: {name} codes of {len(images[0]):,} images")
     database, queries = baselines.codes(name, *images, job.config.model.code_dim)
-    items = full_ranking.relevant_items(job.query_labels(), job.dataset.labels[job.database])
+    items = full_ranking.relevant_items(job.query_labels(), job.database_labels())
     ranks = full_ranking.ranks_by_distance(
         DeviceCodes(database), queries, items, label=f"retrieve by {name}"
     )
