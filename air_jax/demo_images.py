@@ -47,6 +47,7 @@ def write(folder: Path) -> None:
     """Folders `digits/` and `shapes/` with a folder for each kind in them; the same every time."""
     say(f"writing digits and shapes to {folder}")
     digits = datasets.load("digits")
+    assert digits.labels is not None, "digits have labels"
     for number, (pixels, label) in enumerate(zip(digits.images, digits.labels, strict=True)):
         path = folder / "digits" / digits.class_names[label] / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

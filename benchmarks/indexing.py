@@ -20,8 +20,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from air_jax.data import datasets
-from air_jax.index import decode_pool
+from air_jax.data import datasets, decode_pool
 from benchmarks import measure
 
 ROOT = Path(__file__).parent.parent

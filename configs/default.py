@@ -10,17 +10,21 @@ def get_config() -> ml_collections.ConfigDict:
     config.profile = False
 
     config.data = data = ml_collections.ConfigDict()
-    data.name = "cifar100"  # cifar100, digits, arrays
-    data.dir = ""  # cifar100: folder of tensorflow_datasets; arrays: the .npz file
+    data.name = "cifar100"  # cifar100, digits, arrays, folder
+    # Where cifar100 was prepared; the .npz file of arrays; the folder of pictures of folder.
+    data.dir = ""
     # Section IV.1: 100 random images of each class are queries ("paper"). "official" takes the
-    # data set's test part. Both leave 50,000 of CIFAR-100 as database and training set.
+    # data set's test part, of a folder a tenth of each class. Both leave 50,000 of CIFAR-100 as
+    # database and training set.
     # "validation" draws queries as "paper" does, but from what "official" leaves: to choose by.
     data.split = "paper"
     data.split_seed = 0
     data.queries_per_class = 100
-    # For small machines: whole pixels averaged down to this side, and only so many random images
-    # of each class kept on either side of the split; 0 = all.
+    # Side of the images: whole pixels are averaged down to it; 0 = as they are. The pictures of a
+    # folder are cropped and resized to it, as `air_jax.index` does.
     data.size = 0
+    # For small machines: only so many random images of each class are kept on either side of the
+    # split; 0 = all.
     data.keep_database_per_class = 0
     data.keep_queries_per_class = 0
     data.train_images = 0  # train on so many of the database's images; 0 = all of them

@@ -189,3 +189,32 @@ def write_pictures(folder: Path, count: int, seed: int = 0) -> dict[str, np.ndar
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / path)
     return pictures
+
+
+def write_odd_pictures(folder: Path) -> list[str]:
+    """Picture files as people have them, and what only looks like one; returns the usable paths."""
+    rng = np.random.default_rng(0)
+    colours = Image.fromarray(rng.integers(0, 256, (24, 40, 3)).astype(np.uint8))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    usable = {
+        "a/colour.png": (colours, {}),
+        "a/turned.JPG": (colours, {"exif": turned}),
+        "a/grey.png": (colours.convert("L"), {}),
+        "b/palette.gif": (colours.convert("P"), {"transparency": 3}),
+        "b/palette.png": (colours.convert("P"), {"transparency": 3}),
+        "b/deep/alpha.webp": (colours.convert("RGBA"), {}),
+        "b/deep/Zürich $x$ 写真.png": (colours, {}),
+        "写真/cmyk.jpg": (colours.convert("CMYK"), {}),
+    }
+    for path, (picture, told) in usable.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(folder / path, **told)
+    (folder / "b/broken.png").write_bytes(b"no picture")
+    (folder / "b/empty.jpg").touch()
+    (folder / "b/notes.txt").write_text("no picture")
+    (folder / "b/raw.dng").write_bytes(b"a format that is not read")
+    (folder / "b/.hidden.png").write_bytes((folder / "a/grey.png").read_bytes())
+    (folder / "empty").mkdir()
+    (folder / "again").symlink_to(folder / "a", target_is_directory=True)
+    return list(usable)

@@ -1,7 +1,8 @@
 """Data sets by name: images, labels and class names.
 
 `cifar100` comes through `tensorflow_datasets` and is decoded once into a cache that is read
-without TensorFlow; `digits` is embedded in scikit-learn; `arrays` is an `.npz` of the user's.
+without TensorFlow; `digits` is embedded in scikit-learn; `arrays` is an `.npz` of the user's;
+`folder` holds pictures of the user's.
 """
 
 import dataclasses
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
+from air_jax.data import folder
 from air_jax.runtime.atomic_files import locked, read_npz, write_npz
 from air_jax.runtime.cache import cache_directory
 from air_jax.runtime.progress import say
 
-NAMES = ("cifar100", "digits", "arrays")
+NAMES = ("cifar100", "digits", "arrays", "folder")
 
 _CIFAR100_VERSION = "3.0.2"
 _CIFAR100_SHAPES = {
@@ -30,19 +32,19 @@ _CIFAR100_SHAPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """Labelled images in memory.
+    """Images in memory, labelled or not.
 
     Attributes:
         name: what it was asked for by.
         images: [N, S, S, C] uint8.
-        labels: [N] int32, from 0 to the number of classes - 1.
+        labels: [N] int32, from 0 to the number of classes - 1; None if the images have none.
         class_names: one for each class.
         official_queries: [N] bool, the data set's own test part; None if it has none.
     """
 
     name: str
     images: np.ndarray
-    labels: np.ndarray
+    labels: np.ndarray | None
     class_names: tuple[str, ...]
     official_queries: np.ndarray | None = None
 
@@ -57,25 +59,31 @@ class Dataset:
         return digest.hexdigest()
 
 
-def load(name: str, directory: str = "") -> Dataset:
+def load(name: str, directory: str = "", size: int = 0) -> Dataset:
     """Load a data set whole.
 
     Args:
         name: one of `NAMES`.
         directory: for `cifar100` the folder that `tensorflow_datasets` prepared it in (empty: its
-            default folder, downloading if needed); for `arrays` the `.npz` file; unused otherwise.
+            default folder, downloading if needed); for `arrays` the `.npz` file; for `folder` the
+            folder; unused otherwise.
+        size: side of the images in pixels; 0: as they are, which a `folder` is not asked for.
 
     Raises:
         ValueError: unknown name, or the content is not what it has to be.
         FileNotFoundError: no data there; the message says where it looked and the ways on.
     """
+    if name == "folder":
+        return _folder(directory, size)
     if name == "cifar100":
-        return _cifar100(directory)
-    if name == "digits":
-        return _digits()
-    if name == "arrays":
-        return _arrays(directory)
-    raise ValueError(f"data.name={name!r}: expected one of {', '.join(NAMES)}")
+        dataset = _cifar100(directory)
+    elif name == "digits":
+        dataset = _digits()
+    elif name == "arrays":
+        dataset = _arrays(directory)
+    else:
+        raise ValueError(f"data.name={name!r}: expected one of {', '.join(NAMES)}")
+    return shrink(dataset, size) if size else dataset
 
 
 def missing_extra(name: str) -> str:
@@ -110,6 +118,15 @@ def _digits() -> Dataset:
     return Dataset(
         "digits", images, raw.target.astype(np.int32), tuple(str(n) for n in raw.target_names)
     )
+
+
+def _folder(directory: str, size: int) -> Dataset:
+    images, paths = folder.read(directory, size)
+    found = folder.label(paths)
+    queries = folder.draw_queries(len(images), found)
+    if found is None:
+        return Dataset("folder", images, None, (), queries)
+    return Dataset("folder", images, found.labels, found.class_names, queries)
 
 
 def _arrays(file_name: str) -> Dataset:

@@ -24,11 +24,12 @@ def split(
         Sorted positions in the data set: of the database [N] and of the queries [Q], int64.
 
     Raises:
-        ValueError: unknown method, no official split, or a class with too few images.
+        ValueError: unknown method, no official split, no labels to draw by, or a class with too
+            few images.
     """
     if method not in SPLITS:
         raise ValueError(f"data.split={method!r}: expected one of {', '.join(SPLITS)}")
-    candidates = np.arange(len(dataset.labels))
+    candidates = np.arange(len(dataset.images))
     if method == "official":
         queries = np.flatnonzero(_test_part(dataset, method))
         if len(queries) in (0, len(candidates)):
@@ -41,6 +42,8 @@ def split(
             candidates = np.flatnonzero(~_test_part(dataset, method))
         queries = _draw(dataset, candidates, method, seed, queries_per_class)
     database = np.setdiff1d(candidates, queries)
+    if dataset.labels is None:
+        return database, queries
     orphans = np.setdiff1d(dataset.labels[queries], dataset.labels[database])
     if len(orphans):
         raise ValueError(
@@ -66,6 +69,11 @@ def _draw(
     """`count` random ones of each class of some positions, at least one less than the class has."""
     if count < 1:
         raise ValueError(f"data.queries_per_class={count}: expected at least 1")
+    if dataset.labels is None:
+        raise ValueError(
+            f"data.split={method!r} draws queries of each class, and {dataset.name} has no labels; "
+            "use data.split='official'"
+        )
     rng = np.random.default_rng(seed)
     drawn = []
     for label, class_name in enumerate(dataset.class_names):

@@ -12,9 +12,9 @@ from argparse import Namespace
 from pathlib import Path
 
 # Decoding processes import this module: what needs JAX is imported where it is used.
-from air_jax.index import decode_pool
-from air_jax.index.decoding import FITS, Limits
-from air_jax.index.image_files import EXCLUDED
+from air_jax.data import decode_pool
+from air_jax.data.decoding import FITS, Limits
+from air_jax.data.image_files import EXCLUDED
 from air_jax.runtime.arguments import Arguments
 
 STORAGES = ("float32", "float16", "int8")

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from air_jax.index import decode_pool, identity, image_files, index_writer, milvus_index
+from air_jax.data import decode_pool, image_files
+from air_jax.data.decode_pool import Task
+from air_jax.data.decoding import Decoded
+from air_jax.data.image_files import File, Walk, shown
+from air_jax.index import identity, index_writer, milvus_index
 from air_jax.index.catalogue import Catalogue, Known, codes_name
-from air_jax.index.decode_pool import Task
-from air_jax.index.decoding import Decoded
-from air_jax.index.image_files import File, Walk, shown
 from air_jax.index.image_index import NET_FILE
 from air_jax.index.index_writer import BATCH, MOST_SAID, OpenIndex, Options, Update
 from air_jax.models import encode, net_file

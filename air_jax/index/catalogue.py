@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from air_jax.index.decoding import Decoded
-from air_jax.index.image_files import CATALOGUE_FILE, File
+from air_jax.data.decoding import Decoded
+from air_jax.data.image_files import CATALOGUE_FILE, File
 
 FILE = CATALOGUE_FILE
 # SQLite puts the name of what is damaged into its message, whatever bytes that has become.

@@ -12,9 +12,9 @@ from collections.abc import Container
 from pathlib import Path
 from typing import NamedTuple
 
+from air_jax.data.decoding import Limits, read_file
+from air_jax.data.image_files import File, Walk, is_within, shown
 from air_jax.index.catalogue import Catalogue, Known
-from air_jax.index.decoding import Limits, read_file
-from air_jax.index.image_files import File, Walk, is_within, shown
 from air_jax.runtime.progress import Progress
 
 # An index loses no larger part, and no more images, unless it is asked to: a share may be away.

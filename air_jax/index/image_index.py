@@ -28,7 +28,8 @@ import jax
 import numpy as np
 import PIL.Image
 
-from air_jax.index import catalogue, decoding, image_files, milvus_index
+from air_jax.data import decoding, image_files
+from air_jax.index import catalogue, milvus_index
 from air_jax.models import encode, net_file
 from air_jax.models.net import Net
 from air_jax.runtime import checksums, sharding

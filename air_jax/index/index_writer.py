@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from air_jax.index import image_files, milvus_index
+from air_jax.data import image_files
+from air_jax.data.decoding import Limits
+from air_jax.data.image_files import SHEET_FILE, File, shown
+from air_jax.index import milvus_index
 from air_jax.index.catalogue import DAMAGED, Catalogue, codes_name, unusable
-from air_jax.index.decoding import Limits
-from air_jax.index.image_files import SHEET_FILE, File, shown
 from air_jax.index.image_index import SUMMARY_FILE
 from air_jax.runtime.atomic_files import locked, write_json
 from air_jax.runtime.checksums import damage, write_checksums

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from air_jax.index import decode_pool, image_files, index_writer, milvus_index
+from air_jax.data import decode_pool, image_files
+from air_jax.data.decode_pool import Task
+from air_jax.data.decoding import Decoded
+from air_jax.data.image_files import File
+from air_jax.index import index_writer, milvus_index
 from air_jax.index.catalogue import Catalogue
-from air_jax.index.decode_pool import Task
-from air_jax.index.decoding import Decoded
-from air_jax.index.image_files import File
 from air_jax.index.index_writer import BATCH, Options, Update
 from air_jax.runtime.checksums import sha256_of
 from air_jax.runtime.progress import Progress, say

@@ -226,7 +226,7 @@ def codes_of(path: Path, of: str) -> dict[str, np.ndarray]:
         data = {key: value for key, value in kept.items() if key.startswith("data.")}
         config.update_from_flattened_dict(data)
         job = jobs.load(config)
-        if not np.array_equal(job.dataset.labels[job.database], held["database_label"]):
+        if not np.array_equal(job.database_labels(), held["database_label"]):
             raise ValueError(f"{path} is of other images than {CONFIG_FILE} beside it loads")
         images = job.database_images(), job.query_images()
         database, query = baselines.codes(of, *images, database.shape[1])

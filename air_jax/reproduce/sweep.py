@@ -67,8 +67,13 @@ def make_members(job: Job, folder: Path) -> list[Member]:
     """All members of `job.config.sweep`, the first seed of every net first, checked.
 
     Raises:
-        ValueError: a net's config cannot work.
+        ValueError: a net's config cannot work, or the images have no labels to judge nets by.
     """
+    if not job.labelled:
+        raise ValueError(
+            f"data.name={job.dataset.name!r}: the images have no labels, and a sweep compares nets "
+            "by them"
+        )
     config = job.config
     fingerprint = job.dataset.fingerprint()
     made = []

@@ -211,6 +211,7 @@ def check_fit(
     database: int,
     queries: int,
     mesh: Mesh,
+    labelled: bool = True,
 ) -> None:
     """Refuse what cannot be done with the data and the devices.
 
@@ -220,6 +221,7 @@ def check_fit(
         database: images in the database.
         queries: how many there are.
         mesh: of all devices.
+        labelled: whether the images have labels; without them nothing is ranked.
     """
     train_images = config.data.train_images
     if not 0 <= train_images <= database:
@@ -237,6 +239,8 @@ def check_fit(
             f"encode.batch={batch}: expected a positive multiple of the {mesh.size} devices"
         )
     _check_memory(config, architecture, mesh)
+    if not labelled:
+        return
     if "kmeans" in config.retrieval.baselines and image_shape[0] < baselines.SMALLEST_SIDE:
         raise ValueError(
             "retrieval.baselines: 'kmeans' needs images of side "

@@ -111,8 +111,10 @@ def describe(job: Job, workdir: WorkDir, stages: list[str], anew: bool) -> str:
         name = configuration_name(model.pool, model.skip, model.input_residual)
         net = f"{name or 'no name in the paper'}: depth {model.depth}, width {model.width}"
     shape = "x".join(map(str, job.dataset.images.shape[1:]))
-    reasons = {s: "not done yet" if anew else workdir.why_redo(s) for s in stages}
-    to_do = [stage for stage, why in reasons.items() if why]
+    reasons = {
+        s: job.why_skipped(s) or ("not done yet" if anew else workdir.why_redo(s)) for s in stages
+    }
+    to_do = [stage for stage, why in reasons.items() if why and not job.why_skipped(stage)]
     training = "no training is to do"
     if "train" in to_do:
         training = (

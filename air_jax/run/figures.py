@@ -111,7 +111,7 @@ def retrieval_sheet(
             label.text(0.5, 0.5, text, fontsize=7, ha="center", va="center", rotation=90)
             if number == 0:
                 _show(first, image)
-                first.set_xlabel(name, fontsize=7, labelpad=2)
+                first.set_xlabel(name, fontsize=7, labelpad=2, parse_math=False)
             else:
                 first.axis("off")
             pairs = zip(results[query][number], relevant[query][number], strict=True)

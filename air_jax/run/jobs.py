@@ -7,8 +7,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from air_jax.data import datasets, splits
+from air_jax.feedback import simulated_user
+from air_jax.models.net import architecture_of
 from air_jax.run import config_checks
 from air_jax.runtime import sharding
+
+# Stages that judge rankings by the classes of images.
+NEED_LABELS = ("retrieve", "feedback")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +48,29 @@ class Job:
     def query_images(self) -> np.ndarray:
         return self.dataset.images[self.queries]
 
+    @property
+    def labelled(self) -> bool:
+        return self.dataset.labels is not None
+
+    def why_skipped(self, stage: str) -> str | None:
+        """Why a stage is no part of this run, in words; None if it is part of it."""
+        return "skipped: no labels" if stage in NEED_LABELS and not self.labelled else None
+
+    def labels(self) -> np.ndarray:
+        """Labels [N] of the whole data set, of a job that is `labelled`."""
+        assert self.dataset.labels is not None, "ask `labelled` first"
+        return self.dataset.labels
+
+    def database_labels(self) -> np.ndarray:
+        return self.labels()[self.database]
+
     def query_labels(self) -> np.ndarray:
-        return self.dataset.labels[self.queries]
+        return self.labels()[self.queries]
+
+    def some_queries(self, count: int, seed: int) -> np.ndarray:
+        """Places of random queries, as many of each class as can be; sorted."""
+        groups = self.query_labels() if self.labelled else np.zeros(len(self.queries), np.int32)
+        return simulated_user.choose_queries(groups, count, seed)
 
 
 def prepare(config: ml_collections.ConfigDict) -> Job:
@@ -69,18 +95,21 @@ def load(config: ml_collections.ConfigDict) -> Job:
     config_checks.check_keys(config)
     config_checks.check_values(config)
     data = config.data
-    dataset = datasets.load(data.name, data.dir)
+    if data.name == "folder" and data.size:  # decoding a large folder takes minutes
+        architecture_of(config.model, (data.size, data.size, 3))
+    dataset = datasets.load(data.name, data.dir, data.size)
     database, queries = splits.split(dataset, data.split, data.split_seed, data.queries_per_class)
-    if data.size:
-        dataset = datasets.shrink(dataset, data.size)
 
-    def kept(positions: np.ndarray, count: int) -> np.ndarray:
+    def kept(positions: np.ndarray, key: str) -> np.ndarray:
+        count = data[key]
         if not count:
             return positions
+        if dataset.labels is None:
+            raise ValueError(f"data.{key}={count}: {dataset.name} has no labels; expected 0")
         return splits.keep_per_class(dataset.labels, positions, count, data.split_seed)
 
-    database = kept(database, data.keep_database_per_class)
-    queries = kept(queries, data.keep_queries_per_class)
+    database = kept(database, "keep_database_per_class")
+    queries = kept(queries, "keep_queries_per_class")
     return Job(config, dataset, database, queries, sharding.make_mesh())
 
 
@@ -93,4 +122,5 @@ def check(job: Job) -> None:
         len(job.database),
         len(job.queries),
         job.mesh,
+        job.labelled,
     )

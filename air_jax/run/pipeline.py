@@ -39,10 +39,13 @@ PROBE_QUERIES, PROBE_DATABASE, PROBE_NEIGHBOURS = 1000, 5000, 20
 
 
 def do_stage(stage: str, job: Job, workdir: WorkDir) -> None:
-    """Do one of `work_directory.STAGES` unless it is done and current, saying which and why.
+    """Do one of `work_directory.STAGES` unless it is done or skipped, saying which and why.
 
     All processes of a run do it together; the first one writes what it leaves.
     """
+    if skipped := job.why_skipped(stage):
+        say(f"{stage}: {skipped}")
+        return
     reason = distributed.from_first(lambda: workdir.why_redo(stage))
     if reason is None:
         say(f"{stage}: done before")
@@ -93,7 +96,7 @@ def _held_out(job: Job, workdir: WorkDir, net: Net) -> dict[str, Any]:
     losses = encode.held_out_losses(net, held_out, job.mesh, config.encode.batch)
     std = np.asarray(net.std)
 
-    shown = held_out[simulated_user.choose_queries(job.query_labels(), RECONSTRUCTED, seed=0)]
+    shown = held_out[job.some_queries(RECONSTRUCTED, seed=0)]
     codes = encode.encode(net, shown, job.mesh, config.encode.batch, label=None)
     standardised = encode.reconstruct(net, shown, codes, job.mesh, config.encode.batch)
     pixels = (standardised * std + np.asarray(net.mean)) * 255
@@ -122,14 +125,14 @@ def make_probe(job: Job) -> loop.Probe | None:
     """The thermometer of a training: nearest neighbours tell the class of validation queries.
 
     The queries are images of the database, so that no test query is looked at; the net is made
-    ready for each probe as it is for the codes. None where `log.probe_steps` is 0.
+    ready for each probe as it is for the codes. None without labels or `log.probe_steps`.
     """
     config = job.config
-    if not config.log.probe_steps:
+    if not config.log.probe_steps or not job.labelled:
         return None
     positions = np.random.default_rng(0).permutation(job.database)[: PROBE_QUERIES + PROBE_DATABASE]
     count = min(PROBE_QUERIES, len(positions) // 2)
-    images, labels = job.dataset.images[positions], job.dataset.labels[positions]
+    images, labels = job.dataset.images[positions], job.labels()[positions]
 
     def probe(net: Net) -> dict[str, float]:
         net = trained_net.ready(net, config, images[count:], job.mesh)
@@ -169,8 +172,7 @@ def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         untrained_query=untrained[size:],
         database_index=job.database,
         query_index=job.queries,
-        database_label=job.dataset.labels[job.database],
-        query_label=job.dataset.labels[job.queries],
+        **_labels(job),
     )
     result = {
         "seconds": seconds,
@@ -178,6 +180,12 @@ def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         "dimensions": codes.shape[1],
     }
     return result, [NET_FILE, CODES_FILE]
+
+
+def _labels(job: Job) -> dict[str, np.ndarray]:
+    if not job.labelled:
+        return {}
+    return {"database_label": job.database_labels(), "query_label": job.query_labels()}
 
 
 def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
@@ -249,7 +257,7 @@ def baseline_ap(name: str, job: Job) -> np.ndarray:
     images = job.database_images(), job.query_images()
     say(f"retrieve: {name} codes of {len(images[0]):,} images")
     database, queries = baselines.codes(name, *images, job.config.model.code_dim)
-    items = full_ranking.relevant_items(job.query_labels(), job.dataset.labels[job.database])
+    items = full_ranking.relevant_items(job.query_labels(), job.database_labels())
     ranks = full_ranking.ranks_by_distance(
         DeviceCodes(database), queries, items, label=f"retrieve by {name}"
     )

@@ -114,7 +114,8 @@ def _results(job: Job, workdir: WorkDir, found: dict[str, Any]) -> dict[str, Any
         ("feedback", "feedback"),
     ):
         if results[section] is None:
-            results[f"{section}_reason"] = f"stage {stage}: {workdir.why_redo(stage)}"
+            why = job.why_skipped(stage) or workdir.why_redo(stage)
+            results[f"{section}_reason"] = f"stage {stage}: {why}"
     return results
 
 
@@ -130,7 +131,7 @@ def _of_encoder(model: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def _per_query(job: Job, workdir: WorkDir, found: dict[str, Any]) -> dict[str, np.ndarray]:
     """Every query's figures, so that any two runs can be compared in pairs."""
-    arrays = {"query_index": job.queries, "query_label": job.dataset.labels[job.queries]}
+    arrays = {"query_index": job.queries, "query_label": job.query_labels()}
     retrieved = read_npz(workdir / RETRIEVAL_FILE)
     arrays |= {f"retrieval/{key}": retrieved[key] for key in retrieved if key != "top"}
     for learner in found["feedback"] or {}:
@@ -191,10 +192,10 @@ def _draw_sheet(path: Path, job: Job, workdir: WorkDir, learners: dict[str, Any]
         shown, top = played["query"][places], played["top"][places]
         title = f"First images before and after feedback ({learner}) of queries where they change"
     else:
-        shown = simulated_user.choose_queries(job.query_labels(), count, job.config.feedback.seed)
+        shown = job.some_queries(count, job.config.feedback.seed)
         top = read_npz(workdir / RETRIEVAL_FILE)["top"][shown][:, None]
         title = "First images by Euclidean distance"
-    labels = job.dataset.labels
+    labels = job.labels()
     queries = job.queries[shown]
     positions = job.database[top]
     figures.retrieval_sheet(
@@ -216,7 +217,7 @@ def _shown(job: Job, played: dict[str, np.ndarray], count: int) -> np.ndarray:
     As many of each class as can be; others where too few change.
     """
     labels = job.query_labels()[played["query"]]
-    relevant = job.dataset.labels[job.database[played["top"]]] == labels[:, None, None]
+    relevant = job.database_labels()[played["top"]] == labels[:, None, None]
     before, after = (relevant[:, number].sum(axis=1) for number in (0, -1))
     changes = np.flatnonzero(before != after)
     others = np.setdiff1d(np.arange(len(labels)), changes)
@@ -278,6 +279,8 @@ def table(results: dict[str, Any]) -> str:
             f"{name:<16}{_number(entry['map']):>8}   {_interval(entry.get('map_ci95'))}".rstrip()
             for name, entry in maps.items()
         ]
+    else:
+        lines.append(f"no first retrieval ({results['retrieval_reason']})")
     if results["feedback"]:
         rounds = range(len(next(iter(results["feedback"].values()))["rounds"]))
         lines += ["", f"{'full mAP':<16}" + "".join(f"{f'round {n}':>10}" for n in rounds)]

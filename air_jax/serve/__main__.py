@@ -158,7 +158,7 @@ def _run(told: Namespace) -> None:
         raise ValueError(f"{error}; the page needs: pip install 'air_jax[app]'") from error
     say(f"loading JAX and the index {told.index}")
 
-    from air_jax.index.decoding import Limits
+    from air_jax.data.decoding import Limits
     from air_jax.index.image_index import ImageIndex
     from air_jax.serve.api import UPLOADS, make_app
     from air_jax.serve.security import Bounds, Guard

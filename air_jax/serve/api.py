@@ -22,8 +22,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import air_jax
+from air_jax.data import decoding
 from air_jax.feedback.engine import DEFAULT_LEARNER
-from air_jax.index import decoding
 from air_jax.index.catalogue import Unavailable
 from air_jax.runtime.progress import say
 from air_jax.search.codes import Unrankable

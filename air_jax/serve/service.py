@@ -12,9 +12,9 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from fastapi import Depends, HTTPException, Request
 
+from air_jax.data.decoding import Limits
 from air_jax.feedback.engine import DEFAULT_LEARNER
 from air_jax.index.catalogue import Unavailable
-from air_jax.index.decoding import Limits
 from air_jax.index.image_index import Image, ImageIndex
 from air_jax.runtime.progress import say
 from air_jax.serve.rounds import Searcher

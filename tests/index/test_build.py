@@ -22,7 +22,8 @@ from conftest import write_pictures
 from faults import index_content as content
 from PIL import Image
 
-from air_jax.index import build, decode_pool, decoding, index_writer, vector_files
+from air_jax.data import decode_pool, decoding
+from air_jax.index import build, index_writer, vector_files
 from air_jax.index.image_index import ImageIndex
 from air_jax.index.index_writer import Options
 from air_jax.models import encode
@@ -365,15 +366,15 @@ def test_a_file_that_kills_the_decoder_is_listed_and_the_others_are_decoded(tmp_
     paths = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png"))
     killer = tmp_path / "killer.py"
     killer.write_text(
-        "import os\nfrom air_jax.index import decoding\n"
+        "import os\nfrom air_jax.data import decoding\n"
         "def decode_file(folder, path, *others):\n"
         f"    if path == {paths[5]!r}: os._exit(9)\n"
         "    return decoding.decode_file(folder, path, *others)\n"
     )
     script = (
-        "import killer\nfrom air_jax.index import decode_pool\n"
+        "import killer\nfrom air_jax.data import decode_pool\n"
         "decode_pool.decode_file = killer.decode_file\n"
-        "from air_jax.index.decoding import Limits\n"
+        "from air_jax.data.decoding import Limits\n"
         "if __name__ == '__main__':\n"
         f"    task = decode_pool.Task({str(tmp_path)!r}, None, 'crop', Limits())\n"
         f"    for one in decode_pool.decode({paths!r}, task, 2): print(one.path, one.error)\n"

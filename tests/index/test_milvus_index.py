@@ -14,7 +14,8 @@ from conftest import MILVUS_IS_MISSING, write_pictures
 
 pytest.importorskip("milvus_lite", reason=MILVUS_IS_MISSING)
 
-from air_jax.index import build, decoding, milvus_index, vector_files
+from air_jax.data import decoding
+from air_jax.index import build, milvus_index, vector_files
 from air_jax.index.catalogue import Catalogue
 from air_jax.index.image_index import ImageIndex
 from air_jax.index.index_writer import Options

@@ -19,8 +19,9 @@ import pytest
 from conftest import write_pictures
 from PIL import Image
 
+from air_jax.data import decoding
 from air_jax.feedback import svm
-from air_jax.index import build, decoding, vector_files
+from air_jax.index import build, vector_files
 from air_jax.index.image_index import ImageIndex
 from air_jax.index.index_writer import Options
 from air_jax.search import scorers

@@ -14,9 +14,9 @@ pytest.importorskip("httpx", reason="httpx is not installed (pip install 'air_ja
 
 from fastapi.testclient import TestClient
 
+from air_jax.data.decoding import Limits
 from air_jax.feedback.engine import LEARNER_NAMES, SHOW
 from air_jax.index import build
-from air_jax.index.decoding import Limits
 from air_jax.index.image_index import ImageIndex
 from air_jax.serve.api import make_app
 from air_jax.serve.service import Service

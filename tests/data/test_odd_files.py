@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms
 
-from air_jax.index.decoding import FORMATS, Limits, fit, open_image, thumbnail
+from air_jax.data.decoding import FORMATS, Limits, fit, open_image, thumbnail
 from air_jax.index.vector_files import read_metadata, read_vectors
 
 LIMITS = Limits(pixels=10**6)

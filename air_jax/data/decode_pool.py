@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
-from air_jax.index.decoding import Decoded, Limits, decode_file
+from air_jax.data.decoding import Decoded, Limits, decode_file
 
 CHUNK = 32  # files of one call
 AHEAD = 4  # calls under way or done, for each process
@@ -26,6 +26,7 @@ class Task(NamedTuple):
     shape: tuple[int, int, int] | None
     fit: str
     limits: Limits
+    thumbnails: bool = True
 
 
 def decode(paths: list[str], task: Task, workers: int) -> Iterator[Decoded]:
@@ -83,7 +84,7 @@ def _end_with_parent() -> None:
 
 
 def _decode_chunk(paths: list[str], task: Task) -> list[Decoded]:
-    return [decode_file(task.folder, path, task.shape, task.fit, task.limits) for path in paths]
+    return [decode_file(task.folder, path, *task[1:]) for path in paths]
 
 
 def _one_by_one(paths: list[str], task: Task) -> Iterator[Decoded]:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from air_jax.index import decoding
-from air_jax.index.decoding import Limits
+from air_jax.data import decoding
+from air_jax.data.decoding import Limits
 
 LIMITS = Limits()
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from air_jax.index import image_files
+from air_jax.data import image_files
 
 
 def names(walk):
@@ -151,7 +151,7 @@ def test_what_could_not_be_looked_at_is_told_from_what_is_gone(tmp_path, monkeyp
 def test_a_folder_that_cannot_be_read_is_listed(tmp_path, unprivileged):
     (tmp_path / "closed").mkdir(mode=0)
     program = (
-        "import sys, pathlib; from air_jax.index import image_files; "
+        "import sys, pathlib; from air_jax.data import image_files; "
         "print(image_files.walk(pathlib.Path(sys.argv[1])).unusable)"
     )
     command = [*unprivileged, sys.executable, "-c", program, str(tmp_path)]

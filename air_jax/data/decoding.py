@@ -61,7 +61,7 @@ class Decoded(NamedTuple):
         sha256: of the file's content, in hexadecimal.
         width, height: in pixels, the right way up.
         pixels: [S, S, C] uint8 as the net wants it; None if none was asked for.
-        thumbnail: JPEG.
+        thumbnail: JPEG; empty if none was asked for.
         error: why it cannot be used; None if it can.
         lasting: whether the error stays until the file changes; one of reading it may not.
     """
@@ -218,7 +218,12 @@ def thumbnail(picture: Image.Image, side: int = THUMBNAIL_SIDE) -> bytes:
 
 
 def decode_file(
-    folder: str, path: str, shape: tuple[int, int, int] | None, how: str, limits: Limits
+    folder: str,
+    path: str,
+    shape: tuple[int, int, int] | None,
+    how: str,
+    limits: Limits,
+    with_thumbnail: bool = True,
 ) -> Decoded:
     """All that an index keeps of a file but its code; errors are in the result, never raised."""
     try:
@@ -229,7 +234,8 @@ def decode_file(
         picture, width, height = open_image(content, limits)
         pixels = None if shape is None else fit(picture, shape, how)
         digest = hashlib.sha256(content).hexdigest()
-        return Decoded(path, digest, width, height, pixels, thumbnail(picture))
+        small = thumbnail(picture) if with_thumbnail else b""
+        return Decoded(path, digest, width, height, pixels, small)
     except ValueError as error:
         return Decoded(path, error=str(error))
     except MemoryError:
