@@ -104,7 +104,7 @@ def test_a_sweep_writes_members_claims_and_pictures(config, done):
     assert written == ["figure3.json", "figure3.png", "curves.png", "gradients.png", "claims.md"]
     assert all((done / name).stat().st_size > 500 for name in written)
     assert len(found["members"]) == 6
-    assert {"pixels", "pca", "kmeans"} == found["baselines"].keys()
+    assert {"pixels", "pca", "kmeans", "smt"} == found["baselines"].keys()
     member = found["members"][0]
     held = read_npz(done / "members" / member["name"] / RETRIEVAL_FILE)
     assert member["map"] == pytest.approx(held["ap"].mean())
@@ -139,13 +139,13 @@ def test_baselines_are_made_once(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline, "baseline_ap", make)
     first = figures.baselines(job, tmp_path)
-    assert made == ["pixels", "pca", "kmeans"]
+    assert made == ["pixels", "pca", "kmeans", "smt"]
     assert first["pca"]["map"] == 0.25
     assert figures.baselines(job, tmp_path) == first
-    assert len(made) == 3
+    assert len(made) == 4
     config.model.code_dim = 8
     figures.baselines(jobs.load(config), tmp_path)
-    assert len(made) == 6
+    assert len(made) == 8
 
 
 def test_a_sweep_stopped_and_continued_equals_an_uninterrupted_one(
@@ -357,7 +357,7 @@ def test_the_smoke_size_goes_from_nothing_to_claims_that_are_undecided(tiny, tmp
     assert "[1/1] depth4/asymmetric/seed0" in done.stdout
     found = json.loads((tmp_path / "figure3.json").read_text())
     assert found["dataset"]["image_side"] == 16
-    assert found["baselines"].keys() == {"pixels", "pca", "kmeans"}
+    assert found["baselines"].keys() == {"pixels", "pca", "kmeans", "smt"}
     assert {member["seed"] for member in found["members"]} == {0}
     assert {claim["verdict"] for claim in found["claims"]} == {"undecided"}
     assert "depth4/none/seed0: not done yet" in (tmp_path / "claims.md").read_text()
