@@ -11,8 +11,9 @@ V is the covariance of the sparse codes, and A D what remains of each patch's sp
 mean of its context is taken off; the context here is the whole image. The solution is the first
 eigenvectors of a generalised eigenproblem of size K.
 
-Ours: the embedding is pooled over a grid of cells before, not after, it is brought to unit length.
-Pooling and embedding are both linear, so only the pooled sparse codes are embedded.
+The embedding is averaged over a grid of cells, and each cell is brought to unit length (on
+validation queries better than patches of unit length). Averaging and embedding are both linear, so
+only the averaged sparse codes are embedded.
 """
 
 from functools import partial
@@ -32,7 +33,7 @@ THRESHOLD = 0.2  # of the cosine of patch and atom
 DIMENSIONS = 128  # of the embedding, d
 GRID = 4  # cells a side
 MOST_IMAGES = 2000  # that the embedding is learnt from
-RIDGE = 1e-3  # added to V, in units of the mean variance of a sparse code's numbers
+RIDGE = 1e-3  # the noise of a sparse code's number, in units of their mean variance; see `embed`
 BATCH = 25  # images at a time; with their patches' sparse codes they take some 20 MB
 TINY = 1e-6  # added to lengths
 
@@ -43,8 +44,8 @@ class Transform(NamedTuple):
     """What images are described by.
 
     Attributes:
-        whitening: of patches of P numbers.
-        atoms: [K, P] whitened patches of unit length.
+        whitening: of patches of F numbers.
+        atoms: [K, F] whitened patches of unit length.
         mean: [K] of the sparse codes.
         embedding: [K, d]: the paper's P, transposed.
     """

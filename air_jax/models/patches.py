@@ -79,11 +79,14 @@ def in_batches(
     describe: Callable[[np.ndarray], jax.Array], images: np.ndarray, batch: int
 ) -> np.ndarray:
     """What a function makes of images [N, ...], `batch` at a time, so that it is compiled once."""
-    parts = []
+    described = np.empty(0)
     for start in range(0, len(images), batch):
-        rows = np.resize(images[start : start + batch], (batch, *images.shape[1:]))
-        parts.append(np.asarray(describe(rows)))
-    return np.concatenate(parts)[: len(images)]
+        rows = images[start : start + batch]
+        found = np.asarray(describe(np.resize(rows, (batch, *images.shape[1:]))))[: len(rows)]
+        if not start:
+            described = np.empty((len(images), *found.shape[1:]), found.dtype)
+        described[start : start + batch] = found
+    return described
 
 
 def _normalise(patches: jax.Array) -> jax.Array:

@@ -104,7 +104,7 @@ def test_a_sweep_writes_members_claims_and_pictures(config, done):
     assert written == ["figure3.json", "figure3.png", "curves.png", "gradients.png", "claims.md"]
     assert all((done / name).stat().st_size > 500 for name in written)
     assert len(found["members"]) == 6
-    assert {"pixels", "pca", "kmeans", "smt"} == found["baselines"].keys()
+    assert {"pixels", "pca", "kmeans"} == found["baselines"].keys()  # the images are small for smt
     member = found["members"][0]
     held = read_npz(done / "members" / member["name"] / RETRIEVAL_FILE)
     assert member["map"] == pytest.approx(held["ap"].mean())
@@ -139,13 +139,13 @@ def test_baselines_are_made_once(config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(pipeline, "baseline_ap", make)
     first = figures.baselines(job, tmp_path)
-    assert made == ["pixels", "pca", "kmeans", "smt"]
+    assert made == ["pixels", "pca", "kmeans"]
     assert first["pca"]["map"] == 0.25
     assert figures.baselines(job, tmp_path) == first
-    assert len(made) == 4
+    assert len(made) == 3
     config.model.code_dim = 8
     figures.baselines(jobs.load(config), tmp_path)
-    assert len(made) == 8
+    assert len(made) == 6
 
 
 def test_a_sweep_stopped_and_continued_equals_an_uninterrupted_one(

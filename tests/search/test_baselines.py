@@ -87,7 +87,7 @@ def test_images_too_small_for_patches_are_refused(name):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "known"), [("kmeans", 0.041), ("smt", 0.0)])
+@pytest.mark.parametrize(("name", "known"), [("kmeans", 0.041), ("smt", 0.054)])
 def test_map_on_cifar100_is_the_known_one(cifar100, monkeypatch, name, known):
     monkeypatch.setattr(baselines, "CENTROIDS", CENTROIDS)
     parts = splits.split(cifar100, "official")
