@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--of",
         default="codes",
         help="the run's codes, its untrained net's (untrained), or codes of the same images that "
-        "need no net: pixels, pca, kmeans",
+        "need no net: pixels, pca, kmeans, smt",
     )
     add("--out", metavar="FOLDER", type=Path, required=True, help="folder for what is found")
     parser.number("--queries", 1000, "held-out queries; 0: all", 0)

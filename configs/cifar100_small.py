@@ -4,9 +4,9 @@ A `Sortcut` net of the paper, at 10 layers and half the width; 50,000 database i
 official test images as queries, feedback on 1,000 of them.
 
 Reached (one seed): mAP 0.0253 (PCA 0.0244, pixels 0.0238); `svc` 0.0509 after three rounds.
-Took 12 min 46 s of training and 6 min 15 s for the rest (without the k-means codes) on two cores of
-an Intel Xeon as two JAX devices, JAX 0.12.0.1. Command, from the repository's root, which makes a
-device of each core:
+Took 12 min 46 s of training and 6 min 15 s for the rest (without the codes of patches) on two cores
+of an Intel Xeon as two JAX devices, JAX 0.12.0.1. Command, from the repository's root, which makes
+a device of each core:
     launch/cpu.sh --config=configs/cifar100_small.py
 """
 

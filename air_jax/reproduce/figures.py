@@ -92,6 +92,8 @@ def describe(member: Member) -> Entry:
 def baselines(job: Job, folder: Path) -> dict[str, Any]:
     """mAP, with its interval, of codes that need no net, by name; made once for the sweep.
 
+    Codes that the images are too small for are left out.
+
     Args:
         job: the sweep's.
         folder: of the sweep, where the baselines are kept.
@@ -104,7 +106,9 @@ def baselines(job: Job, folder: Path) -> dict[str, Any]:
         **data,
     }
     kept = KeptResults(folder / BASELINES_FILE, made_from)
-    return {name: kept.get(name, partial(_baseline, name, job)) for name in WITHOUT_NET}
+    side = job.dataset.images.shape[1]
+    fitting = [n for n in WITHOUT_NET if side >= search_baselines.SMALLEST_SIDE.get(n, 1)]
+    return {name: kept.get(name, partial(_baseline, name, job)) for name in fitting}
 
 
 def _baseline(name: str, job: Job) -> dict[str, Any]:

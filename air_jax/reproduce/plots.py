@@ -27,7 +27,7 @@ _COLOURS = {
     "Sortcut": "#1f77b4",
     "NoP_sortcut": "#17becf",
 }
-_LINES = {"kmeans": "C2", "pca": "C4", "pixels": "0.4", "random": "0.8"}
+_LINES = {"smt": "C5", "kmeans": "C2", "pca": "C4", "pixels": "0.4", "random": "0.8"}
 _POINTS = {"ms": 4, "capsize": 2}
 
 

@@ -241,12 +241,11 @@ def check_fit(
     _check_memory(config, architecture, mesh)
     if not labelled:
         return
-    if "kmeans" in config.retrieval.baselines and image_shape[0] < baselines.SMALLEST_SIDE:
-        raise ValueError(
-            "retrieval.baselines: 'kmeans' needs images of side "
-            f"{baselines.SMALLEST_SIDE} or more, these have {image_shape[0]} (data.size); "
-            "leave it out"
-        )
+    for name in config.retrieval.baselines:
+        try:
+            baselines.check_side(name, image_shape[0])
+        except ValueError as error:
+            raise ValueError(f"retrieval.baselines: {error}; leave it out") from None
     rounds, marks = config.feedback.rounds, config.feedback.marks_per_round
     if rounds * marks > database:
         raise ValueError(

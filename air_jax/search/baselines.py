@@ -1,7 +1,8 @@
-"""What a code has to beat: pixels, their principal components, k-means, and the mean image.
+"""What a code has to beat: codes that need no net, and the mean image.
 
-k-means codes describe an image by its patches (Coates, Lee and Ng, 2011), and are reduced by PCA.
-Two cores make them in minutes by the methods of 2011: a deep code that loses to them needs a look.
+The codes are pixels, their principal components, and two descriptions of an image by its patches,
+reduced by PCA: k-means (Coates, Lee and Ng, 2011) and the sparse manifold transform (Chen and
+others, 2022). Two cores make them in minutes: a deep code that loses to them needs a look.
 """
 
 from functools import partial
@@ -13,21 +14,22 @@ import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 
-NAMES = ("random", "pixels", "pca", "kmeans", "untrained")  # reported beside the codes' mAP
-WITHOUT_NET = ("pixels", "pca", "kmeans")
+from air_jax.models import manifold_transform, patches
+from air_jax.models.patches import Whitening
 
-PATCH = 6  # side of the patches, pixels
-STRIDE = 2
+NAMES = ("random", "pixels", "pca", "kmeans", "smt", "untrained")  # reported beside the codes' mAP
+WITHOUT_NET = ("pixels", "pca", "kmeans", "smt")
+
 CENTROIDS = 400
-MOST_PATCHES = 200_000  # to learn from
-PATCHES_PER_IMAGE = 50  # likewise, where there are few images
-SMALLEST_SIDE = PATCH + STRIDE  # of images: two patches a side, one for each quadrant
-CONTRAST_FLOOR = 10.0  # added to a patch's variance, in pixels from 0 to 255
-WHITENING_FLOOR = 0.1  # added to the variances of whitening
+GRID = 2  # cells a side that activations are pooled over
 # Of the pooled activations, before the PCA, so that a few strong centroids do not decide the
 # distances. With this power the codes reach the mAP that is known of them on CIFAR-100 (0.041);
 # with 1/2 they reach 0.043, with 1 they stay at 0.036.
 POWER = 2 / 3
+SMALLEST_SIDE = {  # of images, by name
+    "kmeans": patches.smallest_side(GRID),
+    "smt": patches.smallest_side(manifold_transform.GRID),
+}
 
 
 def codes(
@@ -37,17 +39,24 @@ def codes(
 
     Args:
         name: one of `WITHOUT_NET`: the pixels themselves, their first `code_dim` principal
-            components, or those of k-means features, of unit length (so L2 ranks as the cosine).
+            components, or those of k-means features or of the sparse manifold transform, of unit
+            length (so L2 ranks as the cosine).
         database: [N, S, S, C] uint8; what is learnt is learnt on these.
         queries: [Q, S, S, C] uint8.
         code_dim: dimensions of the codes, but for the pixels.
 
     Returns:
         [N, D] and [Q, D] float32.
+
+    Raises:
+        ValueError: the images are smaller than `SMALLEST_SIDE` says.
     """
+    check_side(name, database.shape[1])
     describe = pixel_codes
     if name == "kmeans":
         describe = partial(describe_by_patches, learn_patches(database))
+    elif name == "smt":
+        describe = partial(manifold_transform.describe, manifold_transform.learn(database))
     of_database, of_queries = describe(database), describe(queries)
     if name == "pixels":
         return of_database, of_queries
@@ -55,11 +64,20 @@ def codes(
 
     def reduced(codes: np.ndarray) -> np.ndarray:
         codes = pca.transform(codes).astype(np.float32)
-        if name == "kmeans":
+        if name != "pca":
             codes /= np.maximum(np.linalg.norm(codes, axis=1, keepdims=True), 1e-12)
         return codes
 
     return reduced(of_database), reduced(of_queries)
+
+
+def check_side(name: str, side: int) -> None:
+    """Raise ValueError if images of this side are too small for codes of this name."""
+    smallest = SMALLEST_SIDE.get(name, 1)
+    if side < smallest:
+        raise ValueError(
+            f"{name!r} needs images of side {smallest} or more, these have {side} (data.size)"
+        )
 
 
 def pixel_codes(images: np.ndarray) -> np.ndarray:
@@ -113,13 +131,11 @@ class Dictionary(NamedTuple):
     """What patches are described by.
 
     Attributes:
-        mean: [P] of normalised patches, P = 6 * 6 * C.
-        whitening: [P, P] symmetric (ZCA).
+        whitening: of patches of P numbers.
         centroids: [K, P] of whitened patches.
     """
 
-    mean: np.ndarray
-    whitening: np.ndarray
+    whitening: Whitening
     centroids: np.ndarray
 
 
@@ -127,29 +143,16 @@ def learn_patches(images: np.ndarray, seed: int = 0) -> Dictionary:
     """Whitening and centroids of random patches.
 
     Args:
-        images: [N, S, S, C] uint8, S at least `SMALLEST_SIDE`.
+        images: [N, S, S, C] uint8, S at least `SMALLEST_SIDE["kmeans"]`.
         seed: of the choice of patches, and of k-means.
     """
-    rng = np.random.default_rng(seed)
-    side = images.shape[1] - PATCH + 1
-    count = min(MOST_PATCHES, PATCHES_PER_IMAGE * len(images))
-    which = rng.integers(len(images), size=count)
-    rows, columns = rng.integers(side, size=(2, count))
-    offsets = np.arange(PATCH)
-    patches = images[
-        which[:, None, None],
-        rows[:, None, None] + offsets[:, None],
-        columns[:, None, None] + offsets,
-    ]
-    patches = np.asarray(_normalise(patches.reshape(len(patches), -1).astype(np.float32)))
-    mean = patches.mean(axis=0, dtype=np.float64).astype(np.float32)
-    variances, axes = np.linalg.eigh(np.cov(patches - mean, rowvar=False))
-    whitening = (axes / np.sqrt(variances + WHITENING_FLOOR)) @ axes.T
-    whitened = ((patches - mean) @ whitening).astype(np.float32)
-    centroids = min(CENTROIDS, count)
+    chosen = patches.random_patches(images, np.random.default_rng(seed))
+    whitening = patches.learn_whitening(chosen)
+    whitened = (chosen - whitening.mean) @ whitening.matrix
+    centroids = min(CENTROIDS, len(chosen))
     kmeans = MiniBatchKMeans(centroids, batch_size=4096, n_init=1, random_state=seed)
     kmeans.fit(whitened)
-    return Dictionary(mean, whitening.astype(np.float32), kmeans.cluster_centers_)
+    return Dictionary(whitening, kmeans.cluster_centers_)
 
 
 def describe_by_patches(dictionary: Dictionary, images: np.ndarray, batch: int = 250) -> np.ndarray:
@@ -158,44 +161,18 @@ def describe_by_patches(dictionary: Dictionary, images: np.ndarray, batch: int =
     Returns:
         [N, 4 K] float32.
     """
-    parts = []
-    for start in range(0, len(images), batch):
-        rows = np.resize(images[start : start + batch], (batch, *images.shape[1:]))
-        parts.append(np.asarray(_describe_batch(dictionary, rows)))
-    return np.concatenate(parts)[: len(images)]
-
-
-def _normalise(patches: jax.Array) -> jax.Array:
-    """Patches [..., P], brightness and contrast taken off."""
-    centred = patches - patches.mean(axis=-1, keepdims=True)
-    return centred / (jnp.var(patches, axis=-1, keepdims=True) + CONTRAST_FLOOR) ** 0.5
+    return patches.in_batches(partial(_describe_batch, dictionary), images, batch)
 
 
 @jax.jit
 def _describe_batch(dictionary: Dictionary, images: jax.Array) -> jax.Array:
-    windows = range(0, images.shape[1] - PATCH + 1, STRIDE)
-    starts = jnp.array([[row, column] for row in windows for column in windows])
-    cut = partial(jax.lax.dynamic_slice_in_dim, slice_size=PATCH)
-    patches = jax.vmap(
-        lambda start: cut(cut(images, start[0], axis=1), start[1], axis=2), out_axes=1
-    )(starts)
-    flat = patches.reshape(len(images), len(starts), -1).astype(jnp.float32)
-    # Accelerators would round the operands to TF32 or bfloat16.
-    multiply = partial(jnp.matmul, precision="highest")
-    white = multiply(_normalise(flat) - dictionary.mean, dictionary.whitening)
+    white = patches.whitened_patches(dictionary.whitening, images)
     squared = (
         jnp.sum(white**2, axis=-1, keepdims=True)
-        - 2 * multiply(white, dictionary.centroids.T)
+        - 2 * jnp.matmul(white, dictionary.centroids.T, precision="highest")
         + jnp.sum(dictionary.centroids**2, axis=-1)
     )
     distances = jnp.sqrt(jnp.maximum(squared, 0))
     # "Triangle" activation: how much nearer than on average a centroid is.
     activation = jnp.maximum(distances.mean(axis=-1, keepdims=True) - distances, 0)
-    count, half = len(windows), len(windows) // 2
-    grid = activation.reshape(len(images), count, count, -1)
-    quadrants = [
-        grid[:, rows, columns].sum(axis=(1, 2))
-        for rows in (slice(half), slice(half, None))
-        for columns in (slice(half), slice(half, None))
-    ]
-    return jnp.concatenate(quadrants, axis=-1) ** POWER
+    return patches.pool(activation, GRID).reshape(len(images), -1) ** POWER

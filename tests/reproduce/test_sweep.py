@@ -104,7 +104,7 @@ def test_a_sweep_writes_members_claims_and_pictures(config, done):
     assert written == ["figure3.json", "figure3.png", "curves.png", "gradients.png", "claims.md"]
     assert all((done / name).stat().st_size > 500 for name in written)
     assert len(found["members"]) == 6
-    assert {"pixels", "pca", "kmeans"} == found["baselines"].keys()
+    assert {"pixels", "pca", "kmeans"} == found["baselines"].keys()  # the images are small for smt
     member = found["members"][0]
     held = read_npz(done / "members" / member["name"] / RETRIEVAL_FILE)
     assert member["map"] == pytest.approx(held["ap"].mean())
@@ -385,7 +385,7 @@ def test_the_smoke_size_goes_from_nothing_to_claims_that_are_undecided(tiny, tmp
     assert "[1/1] depth4/asymmetric/seed0" in done.stdout
     found = json.loads((tmp_path / "figure3.json").read_text())
     assert found["dataset"]["image_side"] == 16
-    assert found["baselines"].keys() == {"pixels", "pca", "kmeans"}
+    assert found["baselines"].keys() == {"pixels", "pca", "kmeans", "smt"}
     assert {member["seed"] for member in found["members"]} == {0}
     assert {claim["verdict"] for claim in found["claims"]} == {"undecided"}
     assert "depth4/none/seed0: not done yet" in (tmp_path / "claims.md").read_text()

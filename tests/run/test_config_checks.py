@@ -80,7 +80,14 @@ def test_what_cannot_work_is_an_error_that_names_the_key(config, mesh4, change, 
         check(config, mesh4)
 
 
-def test_images_too_small_for_patches_are_an_error_that_names_the_side(config, mesh):
+@pytest.mark.parametrize(("name", "smallest"), [("kmeans", 8), ("smt", 12)])
+def test_images_too_small_for_patches_are_an_error_that_names_the_side(
+    config, mesh, name, smallest
+):
     config.model.pool = False
-    with pytest.raises(ValueError, match=r"'kmeans' needs images of side 8 or more.*have 6"):
-        config_checks.check_fit(config, (6, 6, 3), 80, 16, mesh)
+    config.retrieval.baselines = ("random", name)
+    config_checks.check_fit(config, (smallest, smallest, 3), 80, 16, mesh)
+    side = smallest - 2
+    message = f"'{name}' needs images of side {smallest} or more, these have {side}"
+    with pytest.raises(ValueError, match=message):
+        config_checks.check_fit(config, (side, side, 3), 80, 16, mesh)

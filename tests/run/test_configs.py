@@ -64,7 +64,7 @@ GOOD: dict[str, list[Any]] = {
     "encode.batch": [1, 7, 32, 1000],
     "retrieval.metric": ["l2", "standardised", "cosine", "inner_product"],
     "retrieval.precision": ["float32"],
-    "retrieval.baselines": [(), ("random", "pixels", "pca", "kmeans", "untrained")],
+    "retrieval.baselines": [(), ("random", "pixels", "pca", "kmeans", "smt", "untrained")],
     "feedback.learners": [("none",), ("svc", "rocchio"), ("svc", "svc"), ("svc", "svc_pseudo")],
     "feedback.rounds": [1, 2, 12],
     "feedback.marks_per_round": [1, 5, 32, 64],

@@ -11,6 +11,7 @@ import pytest
 
 from air_jax.configs import default
 from air_jax.feedback import learners
+from air_jax.models import manifold_transform
 from air_jax.run import work_directory
 from air_jax.run.work_directory import WorkDir
 from air_jax.search import baselines
@@ -87,9 +88,15 @@ def test_a_learners_other_constants_or_code_redo_its_stage_and_the_message_says_
     assert "none" not in redone(folder)["feedback"]
 
 
-def test_another_constant_of_a_baseline_redoes_the_first_retrieval(folder, monkeypatch):
-    monkeypatch.setattr(baselines, "CENTROIDS", 7)
-    assert "kmeans: its code changed" in redone(folder)["retrieve"]
+@pytest.mark.parametrize(
+    ("module", "constant", "name"),
+    [(baselines, "CENTROIDS", "kmeans"), (manifold_transform, "ATOMS", "smt")],
+)
+def test_another_constant_of_a_baseline_redoes_the_first_retrieval(
+    folder, monkeypatch, module, constant, name
+):
+    monkeypatch.setattr(module, constant, 7)
+    assert f"{name}: its code changed" in redone(folder)["retrieve"]
 
 
 def test_the_constants_of_learners_are_compared_in_records_that_hold_no_code(folder, monkeypatch):
