@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 
 from air_jax.models.architecture import Architecture
 from air_jax.models.convolution import Convolution
+from air_jax.models.pooling import max_pool
 
 # He's variance is right before a ReLU; the code and the image are linear.
 _HE = nnx.initializers.he_normal()
@@ -72,11 +73,6 @@ class ConvLayer(nnx.Module):
         if shortcut is not None:
             x = x + shortcut
         return self.activation(x) if self.activation else x
-
-
-def max_pool(x: jax.Array, window: int = 2) -> jax.Array:
-    """Equation 6."""
-    return nnx.max_pool(x, (window, window), strides=(window, window))
 
 
 def _upsample(x: jax.Array) -> jax.Array:
@@ -233,7 +229,9 @@ class Decoder(nnx.Module):
             if layer % 2 and self.symmetric:
                 shortcut = maps[len(self.deconvs) + 1 - layer]
             elif layer % 2 and self.asymmetric:
-                shortcut = max_pool(maps[1], maps[1].shape[1] // x.shape[1])
+                shortcut = maps[1]
+                while shortcut.shape[1] > x.shape[1]:
+                    shortcut = max_pool(shortcut)
             x = self.deconvs[layer - 1](x, shortcut)
         return x
 

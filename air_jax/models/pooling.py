@@ -11,7 +11,7 @@ from flax import nnx
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Maps [B, h, w, C] -> [B, h // 2, w // 2, C]: the largest of each 2 x 2 positions.
+    """Maps [B, h, w, C] -> [B, h // 2, w // 2, C]: the largest of each 2 x 2 positions (eq 6).
 
     The same values as `nnx.max_pool(x, (2, 2), (2, 2))`; a last odd row or column is left out. The
     gradient goes to one of the four positions: of equal maxima, to the first in the order of rows,
