@@ -16,6 +16,7 @@ from air_jax.configs import default
 def get_config():
     config = default.get_config()
     config.data.split = "official"
+    config.retrieval.baselines += ("smt",)
     config.model.depth = 10
     config.model.width = 32
     config.train.epochs = 8

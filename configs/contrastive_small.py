@@ -10,6 +10,7 @@ from air_jax.configs import default
 def get_config():
     config = default.get_config()
     config.data.split = "official"
+    config.retrieval.baselines += ("smt",)
     config.model.encoder = "conv"
     config.train.objective = "coding_rate"
     config.train.view_size = 16

@@ -95,7 +95,8 @@ def get_config() -> ml_collections.ConfigDict:
     # l2 (the paper's), standardised, cosine, inner_product: see `distances.for_metric`.
     retrieval.metric = "l2"
     retrieval.precision = "float32"  # or, on accelerators, bfloat16_3x
-    retrieval.baselines = ("random", "pixels", "pca", "kmeans", "smt", "untrained")
+    # smt, the best codes without a net, takes minutes: add it.
+    retrieval.baselines = ("random", "pixels", "pca", "kmeans", "untrained")
 
     config.feedback = feedback = ml_collections.ConfigDict()
     feedback.learners = ("none", "svc", "svc_linear", "svc_pseudo", "rocchio")

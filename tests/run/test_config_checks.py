@@ -56,6 +56,52 @@ def test_the_small_config_is_let_pass(config, mesh4):
         ({"encode.batch": 0}, "encode.batch=0"),
         ({"encode.batch": 2**32 - 4}, "encode.batch=4294967292: takes .* GiB at least"),
         ({"model.width": 2**20}, "model.width=1048576.*: takes .* GiB at least"),
+        ({"model.encoder": "vit"}, "model.encoder='vit': expected one of paper, conv"),
+        ({"train.objective": "jepa"}, "train.objective='jepa'"),
+        ({"train.optimizer": "lion"}, "train.optimizer='lion'"),
+        ({"encode.readout": "pca"}, "encode.readout='pca'"),
+        ({"encode.readout_power": 2.0}, "encode.readout_power=2.0: expected from 0 to 1"),
+        ({"encode.readout_dim": 0}, "encode.readout_dim=0"),
+        ({"train.views": 1}, "train.views=1: expected at least 2"),
+        ({"train.view_area": (0.6, 0.5)}, "train.view_area=.0.6, 0.5.: expected the smallest"),
+        ({"train.view_area": (0.0, 0.5)}, "train.view_area"),
+        ({"train.view_area": ("a", "b")}, "train.view_area=.*: expected numbers in a tuple"),
+        ({"model.widths": (0.5,)}, "model.widths=.*: expected whole numbers in a tuple"),
+        ({"model.encoder": "conv"}, "with model.encoder='conv': the decoder mirrors"),
+        (
+            {"train.objective": "contrastive", "model.skip": "symmetric"},
+            "model.skip='symmetric' with train.objective='contrastive': there is no decoder",
+        ),
+        (
+            {"train.objective": "contrastive", "model.skip_into": "both"},
+            "model.skip_into='both' with train.objective",
+        ),
+        (
+            {"train.objective": "contrastive", "model.input_residual": True},
+            "model.input_residual=True with train.objective",
+        ),
+        (
+            {"train.objective": "contrastive", "train.schedule": "greedy"},
+            "train.schedule='greedy' with train.objective",
+        ),
+        (
+            {"train.objective": "contrastive", "train.view_size": 4},
+            "train.view_size=4 with model.code='dense'",
+        ),
+        (
+            {
+                **{"train.objective": "contrastive", "model.encoder": "conv"},
+                **{"model.widths": (4, 8, 8), "model.blocks": (1, 1, 1), "train.view_size": 6},
+            },
+            "images of 6x6 pixels",
+        ),
+        (
+            {
+                **{"train.objective": "contrastive", "model.encoder": "conv"},
+                **{"model.widths": (2**18, 2**18), "model.blocks": (1, 1)},
+            },
+            "model.widths=.262144, 262144.*: takes .* GiB at least",
+        ),
         ({"retrieval.metric": "l1"}, "retrieval.metric='l1'"),
         ({"retrieval.precision": "float8"}, "retrieval.precision='float8'"),
         ({"retrieval.baselines": ("sift",)}, "retrieval.baselines: 'sift' is not one of random"),

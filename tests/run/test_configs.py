@@ -19,7 +19,7 @@ from air_jax.run.work_directory import RESULTS_FILE, STAGES, WorkDir
 from air_jax.runtime import sharding
 from air_jax.runtime.command_line import flatten
 from air_jax.training import loop
-from air_jax.training.training_log import NonFiniteError
+from air_jax.training.training_log import CollapseError, NonFiniteError
 
 # What may be meant, by key; the first run of each is a tiny job.
 GOOD: dict[str, list[Any]] = {
@@ -34,6 +34,10 @@ GOOD: dict[str, list[Any]] = {
     "data.keep_queries_per_class": [0, 1, 2],
     "data.train_images": [0, 1, 16, 32, 64],
     "data.loader": ["auto", "resident", "host"],
+    "model.encoder": ["paper", "conv"],
+    "model.widths": [(4,), (4, 8), (2, 2, 2, 2, 2)],
+    "model.blocks": [(1,), (1, 2), (0, 1)],
+    "model.residual": [True, False],
     "model.depth": [4, 6, 8, 5],
     "model.width": [1, 3, 8, 12],
     "model.kernel": [1, 2, 3, 5, 9],
@@ -45,6 +49,11 @@ GOOD: dict[str, list[Any]] = {
     "model.code": ["dense", "pooled", "conv"],
     "model.norm": ["none", "batch", "group"],
     "model.input_residual": [True, False],
+    "train.objective": ["reconstruction", "contrastive", "coding_rate"],
+    "train.views": [2, 3, 1],
+    "train.view_size": [0, 4, 6, 16],
+    "train.view_area": [(0.2, 0.55), (1.0, 1.0), (0.5, 0.2), (0.0, 1.0), (0.5,)],
+    "train.optimizer": ["sgd", "adamw"],
     "train.epochs": [1, 2],
     "train.steps_per_batch": [1, 2],
     "train.schedule": ["joint", "greedy"],
@@ -62,6 +71,10 @@ GOOD: dict[str, list[Any]] = {
     "train.corruption": ["none", "mask", "noise"],
     "train.corruption_amount": [0.0, 0.5, 1.0, 1e30],
     "encode.batch": [1, 7, 32, 1000],
+    "encode.readout": ["plain", "whitened"],
+    "encode.readout_dim": [1, 16, 300],
+    "encode.readout_power": [0.0, 0.25, 1.0],
+    "encode.unit_length": [True, False],
     "retrieval.metric": ["l2", "standardised", "cosine", "inner_product"],
     "retrieval.precision": ["float32"],
     "retrieval.baselines": [(), ("random", "pixels", "pca", "kmeans", "smt", "untrained")],
@@ -76,6 +89,7 @@ GOOD: dict[str, list[Any]] = {
     "report.learner": ["svc", "none", "rocchio"],
     "log.every_steps": [1, 3, 10**6],
     "log.checkpoint_steps": [1, 2, 10**6],
+    "log.probe_steps": [0, 1, 3],
     "log.tensorboard": [False],
 }
 # What cannot be meant of most keys.
@@ -188,7 +202,7 @@ def run_any(base, folder: Path, count):
             with workdir.opened():
                 for stage in STAGES:
                     pipeline.do_stage(stage, job, workdir)
-        except NonFiniteError as error:
+        except (NonFiniteError, CollapseError) as error:
             assert "train.learning_rate" in str(error)
             tried["stopped as not finite"] += 1
         else:

@@ -95,6 +95,8 @@ def test_a_learners_other_constants_or_code_redo_its_stage_and_the_message_says_
 def test_another_constant_of_a_baseline_redoes_the_first_retrieval(
     folder, monkeypatch, module, constant, name
 ):
+    folder.config.retrieval.baselines = (name,)
+    folder.finish("retrieve", {}, [])
     monkeypatch.setattr(module, constant, 7)
     assert f"{name}: its code changed" in redone(folder)["retrieve"]
 
