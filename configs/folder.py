@@ -20,13 +20,16 @@ def get_config():
     # Pixels a side; a multiple of 8. Twice the side is four times the memory and training time.
     config.data.size = 32
     config.data.split = "official"  # a tenth of each class, never trained on
-    config.model.depth = 10
-    config.model.width = 16
-    config.model.norm = "group"
-    config.train.epochs = 20
+    config.model.encoder = "conv"
+    config.train.objective = "coding_rate"
+    config.train.view_size = 16
+    config.train.epochs = 60
     config.train.batch = 32  # a folder may be small
-    config.train.learning_rate = 0.1
-    config.train.warmup_steps = 20
+    config.train.optimizer = "adamw"
+    config.train.learning_rate = 1e-3
+    config.train.weight_decay = 5e-3
+    config.train.clip_norm = 5.0
+    config.encode.readout = "whitened"
     config.retrieval.baselines = ("random", "pixels", "pca", "untrained")
     config.feedback.queries = 0
     return config
