@@ -1,15 +1,18 @@
 """Stride-1 convolution, with a weight gradient that is fast on a CPU.
 
 XLA computes the gradient with respect to a kernel as a convolution whose window is the whole map.
-On a CPU that takes three times as long as the forward convolution of as many multiplications
-(`benchmarks/NOTES.md`). Here it is a sum of matrix products over a few images at a time, whose
-operands stay in cache.
+Of two libraries for it on a CPU, the one that XLA takes by itself needs up to three times as long
+as a forward convolution of as many multiplications (`benchmarks/NOTES.md`). Where
+`air_jax.runtime.cpu_flags` has chosen the other, XLA's gradient is the fastest. Elsewhere large
+maps have a sum of matrix products over a few images at a time, whose operands stay in cache.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+
+from air_jax.runtime import cpu_flags
 
 # Ours is the faster one on maps of at least so many positions, between layers of at least so many
 # channels; the table is in `benchmarks/NOTES.md`.
@@ -56,6 +59,8 @@ class Convolution(nnx.Module):
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Maps [B, h, w, in] and a kernel [k, k, in, out] -> [B, h, w, out], without bias."""
+    if cpu_flags.xla_convolves_fast():
+        return _convolve_apart(x, kernel)
     wide = min(kernel.shape[2:]) >= LEAST_CHANNELS and x.shape[1] * x.shape[2] >= LEAST_POSITIONS
     return _convolve_by_products(x, kernel) if wide else _convolve(x, kernel)
 
@@ -80,17 +85,47 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = operands
 
-    def of_kernel_by_xla(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        return jax.linear_transpose(lambda kernel: _convolve(x, kernel), kernel)(gradient)[0]
-
     def of_kernel(x: jax.Array, gradient: jax.Array) -> jax.Array:
         return weight_gradient(x, gradient, kernel.shape[0])
 
-    (of_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel), x)(gradient)
+    def of_kernel_by_xla(x: jax.Array, gradient: jax.Array) -> jax.Array:
+        return _gradients(x, kernel, gradient)[1]
+
+    of_x, _ = _gradients(x, kernel, gradient)
     return of_x, jax.lax.platform_dependent(x, gradient, cpu=of_kernel, default=of_kernel_by_xla)
 
 
 _convolve_by_products.defvjp(_forward, _backward)
+
+
+def _gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """XLA's, with respect to `x` and `kernel`."""
+    (of_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel), x)(gradient)
+    (of_kernel,) = jax.linear_transpose(lambda kernel: _convolve(x, kernel), kernel)(gradient)
+    return of_x, of_kernel
+
+
+@jax.custom_vjp
+def _convolve_apart(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _convolve(x, kernel)
+
+
+def _backward_apart(
+    operands: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = operands
+    # The gradient of the kernel transposes both. On a CPU, XLA would do so in one loop with what
+    # computes them (normalisation, ReLU), which takes several times as long as a transpose alone.
+    x, gradient = jax.lax.platform_dependent(
+        x,
+        gradient,
+        cpu=lambda *maps: jax.lax.optimization_barrier(maps),
+        default=lambda *maps: maps,
+    )
+    return _gradients(x, kernel, gradient)
+
+
+_convolve_apart.defvjp(_forward, _backward_apart)
 
 
 def weight_gradient(x: jax.Array, gradient: jax.Array, kernel: int) -> jax.Array:

@@ -48,8 +48,10 @@ def test_weight_gradient_equals_that_of_the_convolution(batch, height, width, ch
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("size", [4, 16])  # below and above the size from which ours is used
-def test_both_gradients_of_a_layer_equal_those_of_flax(size):
+@pytest.mark.parametrize("fast", [False, True])  # whether XLA's own is said to be fast on a CPU
+@pytest.mark.parametrize("size", [4, 7, 16])  # below and above the size from which ours is used
+def test_both_gradients_of_a_layer_equal_those_of_flax(size, fast, monkeypatch):
+    monkeypatch.setattr(convolution.cpu_flags, "xla_convolves_fast", lambda: fast)
     x = maps((4, size, size, 8))
     settings = {"kernel_init": nnx.initializers.he_normal(), "rngs": nnx.Rngs(0)}
     ours = convolution.Convolution(8, 16, 3, dtype=jnp.float32, **settings)

@@ -1,0 +1,27 @@
+"""The choice of XLA's library for convolutions on a CPU."""
+
+import importlib.metadata
+import os
+import re
+
+_FLAG = "--xla_cpu_experimental_ynn_fusion_type"
+_FAST = f"{_FLAG}=-individual_convolution"
+# Of jaxlib. XLA ends the process at a flag that it does not know: the flag was tried on 0.10.2 and
+# on 0.12.0.
+_KNOWN_FROM, _UNKNOWN_FROM = (0, 10, 2), (0, 13)
+
+
+def prefer_fast_convolutions() -> None:
+    """Keep single convolutions out of YNNPACK; to be called before JAX's first computation.
+
+    A choice in `XLA_FLAGS` is kept, and a jaxlib on which the flag was not tried left as it is.
+    """
+    version = tuple(map(int, re.findall(r"\d+", importlib.metadata.version("jaxlib"))[:3]))
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _KNOWN_FROM <= version < _UNKNOWN_FROM and _FLAG not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_FAST}".strip()
+
+
+def xla_convolves_fast() -> bool:
+    """Whether `XLA_FLAGS` hold what `prefer_fast_convolutions` puts there."""
+    return _FAST in os.environ.get("XLA_FLAGS", "").split()

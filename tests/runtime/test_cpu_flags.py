@@ -1,0 +1,27 @@
+import importlib.metadata
+
+import pytest
+
+from air_jax.runtime import cpu_flags
+
+FAST = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
+
+
+@pytest.mark.parametrize(
+    ("version", "before", "after"),
+    [
+        ("0.10.1", "", ""),
+        ("0.10.2", "", FAST),
+        ("0.12.0.1", "--xla_a=1", f"--xla_a=1 {FAST}"),
+        ("0.12.0.1", FAST, FAST),
+        ("0.12.0.1", "--xla_cpu_experimental_ynn_fusion_type=", None),
+        ("0.13.0", "--xla_a=1", "--xla_a=1"),
+    ],
+)
+def test_the_flag_joins_others_where_jaxlib_knows_it(monkeypatch, version, before, after):
+    monkeypatch.setenv("XLA_FLAGS", before)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    cpu_flags.prefer_fast_convolutions()
+    after = before if after is None else after
+    assert cpu_flags.os.environ["XLA_FLAGS"] == after
+    assert cpu_flags.xla_convolves_fast() == (FAST in after)
