@@ -11,8 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from air_jax.models.architecture import Architecture
-from air_jax.models.convolution import Convolution
-from air_jax.models.pooling import max_pool
+from air_jax.models.convolution import Convolution, max_pool
 
 # He's variance is right before a ReLU; the code and the image are linear.
 _HE = nnx.initializers.he_normal()

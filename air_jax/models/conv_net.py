@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from air_jax.models.architecture import Architecture
 from air_jax.models.autoencoder import ConvLayer, Encoder
-from air_jax.models.pooling import max_pool
+from air_jax.models.convolution import max_pool
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

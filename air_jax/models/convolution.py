@@ -1,24 +1,15 @@
-"""Stride-1 convolution, with a weight gradient that is fast on a CPU.
+"""Stride-1 convolution and 2 x 2 max pooling, with gradients that are fast on a CPU.
 
-XLA computes the gradient with respect to a kernel as a convolution whose window is the whole map.
-Of two libraries for it on a CPU, the one that XLA takes by itself needs up to three times as long
-as a forward convolution of as many multiplications (`benchmarks/NOTES.md`). Where
-`air_jax.runtime.cpu_flags` has chosen the other, XLA's gradient is the fastest. Elsewhere large
-maps have a sum of matrix products over a few images at a time, whose operands stay in cache.
+XLA's gradient of a kernel is fast on a CPU where `air_jax.runtime.cpu_flags` has chosen the library
+for it, and where its transposes are kept apart from other loops. XLA's gradient of a window's
+maximum finds the maxima again and scatters to them, which takes ten times as long as what is here.
+`benchmarks/NOTES.md` has the measurements.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-
-from air_jax.runtime import cpu_flags
-
-# Ours is the faster one on maps of at least so many positions, between layers of at least so many
-# channels; the table is in `benchmarks/NOTES.md`.
-LEAST_POSITIONS = 256
-LEAST_CHANNELS = 8
-ROWS_PER_PRODUCT = 1024  # of map positions; more of them leave the cache, fewer cost more calls
 
 
 class Convolution(nnx.Module):
@@ -57,12 +48,10 @@ class Convolution(nnx.Module):
         return made if self.bias is None else made + self.bias[...].astype(self.dtype)
 
 
+@jax.custom_vjp
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Maps [B, h, w, in] and a kernel [k, k, in, out] -> [B, h, w, out], without bias."""
-    if cpu_flags.xla_convolves_fast():
-        return _convolve_apart(x, kernel)
-    wide = min(kernel.shape[2:]) >= LEAST_CHANNELS and x.shape[1] * x.shape[2] >= LEAST_POSITIONS
-    return _convolve_by_products(x, kernel) if wide else _convolve(x, kernel)
+    return _convolve(x, kernel)
 
 
 def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -71,46 +60,13 @@ def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
-@jax.custom_vjp
-def _convolve_by_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _convolve(x, kernel)
-
-
-def _forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _convolve_forward(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return _convolve(x, kernel), (x, kernel)
 
 
-def _backward(
-    operands: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = operands
-
-    def of_kernel(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        return weight_gradient(x, gradient, kernel.shape[0])
-
-    def of_kernel_by_xla(x: jax.Array, gradient: jax.Array) -> jax.Array:
-        return _gradients(x, kernel, gradient)[1]
-
-    of_x, _ = _gradients(x, kernel, gradient)
-    return of_x, jax.lax.platform_dependent(x, gradient, cpu=of_kernel, default=of_kernel_by_xla)
-
-
-_convolve_by_products.defvjp(_forward, _backward)
-
-
-def _gradients(x: jax.Array, kernel: jax.Array, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """XLA's, with respect to `x` and `kernel`."""
-    (of_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel), x)(gradient)
-    (of_kernel,) = jax.linear_transpose(lambda kernel: _convolve(x, kernel), kernel)(gradient)
-    return of_x, of_kernel
-
-
-@jax.custom_vjp
-def _convolve_apart(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _convolve(x, kernel)
-
-
-def _backward_apart(
+def _convolve_backward(
     operands: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = operands
@@ -122,61 +78,61 @@ def _backward_apart(
         cpu=lambda *maps: jax.lax.optimization_barrier(maps),
         default=lambda *maps: maps,
     )
-    return _gradients(x, kernel, gradient)
+    (of_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel), x)(gradient)
+    (of_kernel,) = jax.linear_transpose(lambda kernel: _convolve(x, kernel), kernel)(gradient)
+    return of_x, of_kernel
 
 
-_convolve_apart.defvjp(_forward, _backward_apart)
+convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-def weight_gradient(x: jax.Array, gradient: jax.Array, kernel: int) -> jax.Array:
-    """The gradient with respect to the kernel of `convolve`.
+def max_pool(x: jax.Array) -> jax.Array:
+    """Maps [B, h, w, C] -> [B, h // 2, w // 2, C]: the largest of each 2 x 2 positions (eq 6).
 
-    Args:
-        x: what was convolved [B, h, w, in].
-        gradient: with respect to the result [B, h, w, out].
-        kernel: the kernel's side k.
-
-    Returns:
-        [k, k, in, out]. Entry (i, j) is the product of `x`, shifted by (i, j), with `gradient`
-        over all positions. Shifting x by columns and the gradient by rows gives all k² in one
-        product, with k-fold copies of both instead of a k²-fold copy of one.
+    The same values as `nnx.max_pool(x, (2, 2), (2, 2))`; a last odd row or column is left out. The
+    gradient goes to one of the four positions: of equal maxima, to the first in the order of rows,
+    then columns, on a CPU and on accelerators alike.
     """
-    batch, height, width, channels_in = x.shape
-    channels_out = gradient.shape[-1]
-    # A leading axis for the devices of the mesh that the batch is split over: each adds up its own
-    # images. Outside `jax.set_mesh` there is no mesh, and one device.
-    devices = max(1, jax.sharding.get_abstract_mesh().size)
-    devices = 1 if batch % devices else devices
-    images = _images_per_product(batch // devices, height * width)
-    before = (kernel - 1) // 2
-
-    def add(total: jax.Array, parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        x, gradient = parts  # [devices, images, h, w, channels]
-        padded = jnp.pad(x, ((0, 0), (0, 0), *2 * [(before, kernel - 1 - before)], (0, 0)))
-        columns = [padded[:, :, :, j : j + width] for j in range(kernel)]
-        rows = [
-            jnp.pad(gradient, ((0, 0), (0, 0), (i, kernel - 1 - i), (0, 0), (0, 0)))
-            for i in range(kernel)
-        ]
-        positions = images * (height + kernel - 1) * width
-        product = jnp.einsum(
-            "dpj,dpi->dji",
-            jnp.concatenate(columns, -1).reshape(devices, positions, kernel * channels_in),
-            jnp.concatenate(rows, -1).reshape(devices, positions, kernel * channels_out),
-            preferred_element_type=jnp.float32,
-        )
-        return total + product, None
-
-    def steps(maps: jax.Array) -> jax.Array:
-        return jnp.moveaxis(maps.reshape(devices, -1, images, *maps.shape[1:]), 1, 0)
-
-    nothing = jnp.zeros((devices, kernel * channels_in, kernel * channels_out), jnp.float32)
-    total, _ = jax.lax.scan(add, nothing, (steps(x), steps(gradient)))
-    by_tap = total.sum(0).reshape(kernel, channels_in, kernel, channels_out)
-    return by_tap.transpose(2, 0, 1, 3).astype(x.dtype)
+    return jax.lax.platform_dependent(x, cpu=max_pool_by_slices, default=max_pool_by_window)
 
 
-def _images_per_product(images: int, positions: int) -> int:
-    """The largest divisor of `images` that gives a product `ROWS_PER_PRODUCT` rows at most."""
-    most = max(1, ROWS_PER_PRODUCT // positions)
-    return max(n for n in range(1, min(most, images) + 1) if images % n == 0)
+def max_pool_by_window(x: jax.Array) -> jax.Array:
+    """`max_pool` as XLA's window reduction, for accelerators."""
+    return nnx.max_pool(x, (2, 2), strides=(2, 2))
+
+
+@jax.custom_vjp
+def max_pool_by_slices(x: jax.Array) -> jax.Array:
+    """`max_pool` as the maximum of four slices, for a CPU."""
+    first, second, third, fourth = _quarters(x)
+    return jnp.maximum(jnp.maximum(first, second), jnp.maximum(third, fourth))
+
+
+def _quarters(x: jax.Array) -> list[jax.Array]:
+    """The four positions of all windows, each [B, h // 2, w // 2, C], row by row."""
+    height, width = (side // 2 * 2 for side in x.shape[1:3])
+    return [x[:, row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
+
+
+def _pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    # Not `x` is kept but where its maxima are, so that no later computation of `x` that rounds in
+    # another way (a fused multiply-add) could miss all four.
+    first, second, third, _ = _quarters(x)
+    largest = max_pool_by_slices(x)
+    which = jnp.where(third == largest, 2, 3)
+    which = jnp.where(first == largest, 0, jnp.where(second == largest, 1, which))
+    return largest, (which.astype(jnp.int8), jnp.zeros((*x.shape[1:3], 0)))
+
+
+def _pool_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
+    which, of_sides = kept  # the second is empty: it carries the sides of the maps alone
+    batch, height, width, channels = gradient.shape
+    position = jnp.arange(4, dtype=jnp.int8).reshape(2, 1, 2, 1)  # as [row, _, column, _] of which
+    spread = jnp.where(
+        which[:, :, None, :, None] == position, gradient[:, :, None, :, None], 0
+    ).reshape(batch, 2 * height, 2 * width, channels)
+    odd = [(0, side % 2) for side in of_sides.shape[:2]]
+    return (jnp.pad(spread, ((0, 0), *odd, (0, 0))),)
+
+
+max_pool_by_slices.defvjp(_pool_forward, _pool_backward)

@@ -6,8 +6,8 @@ import re
 
 _FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 _FAST = f"{_FLAG}=-individual_convolution"
-# Of jaxlib. XLA ends the process at a flag that it does not know: the flag was tried on 0.10.2 and
-# on 0.12.0.
+# Of jaxlib. XLA ends the process at a flag that it does not know: the flag was tried on 0.10.2,
+# 0.11.2 and 0.12.0.
 _KNOWN_FROM, _UNKNOWN_FROM = (0, 10, 2), (0, 13)
 
 
@@ -20,8 +20,3 @@ def prefer_fast_convolutions() -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if _KNOWN_FROM <= version < _UNKNOWN_FROM and _FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_FAST}".strip()
-
-
-def xla_convolves_fast() -> bool:
-    """Whether `XLA_FLAGS` hold what `prefer_fast_convolutions` puts there."""
-    return _FAST in os.environ.get("XLA_FLAGS", "").split()

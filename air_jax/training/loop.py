@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from threadpoolctl import threadpool_limits
 
 from air_jax.data.loaders import make_loader, resident
 from air_jax.models.net import Net, architecture_of, make_module, make_net, parameter_names
@@ -189,7 +190,9 @@ def train(
         training = _Training(config, images, mesh, directory, net, phases, info, probe)
         try:
             if step < total_steps:
-                state = _train_on(training, step, state, window, checkpoints)
+                # OpenBLAS's threads spin while they wait, on the cores that XLA computes on.
+                with threadpool_limits(1, user_api="blas"):
+                    state = _train_on(training, step, state, window, checkpoints)
         except (NonFiniteError, CollapseError) as error:
             good = checkpoints.latest_step()
             kept = f"the checkpoint of step {good:,} is good" if good else "no checkpoint was made"

@@ -189,6 +189,5 @@ def compile_step(
         out_shardings=(whole, whole),
     )
     started = time.monotonic()
-    with jax.set_mesh(mesh):  # for `convolution.weight_gradient`
-        compiled = jitted.lower(state, shapes, jax.random.key(0)).compile()
+    compiled = jitted.lower(state, shapes, jax.random.key(0)).compile()
     return compiled, time.monotonic() - started

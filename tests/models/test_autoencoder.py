@@ -12,7 +12,7 @@ from flax import nnx
 from air_jax.models.architecture import CONFIGURATIONS, Architecture, configuration_name
 from air_jax.models.autoencoder import Autoencoder, pair_parameters
 from air_jax.models.net import count_parameters, make_net, parameter_names
-from air_jax.training import loop
+from air_jax.training import loop, objectives
 from air_jax.training.step import TrainState, train_step
 
 IMAGE = (32, 32, 3)
@@ -50,7 +50,9 @@ def test_each_of_the_papers_nets_learns_from_a_step(name, depth):
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.01))
     state = TrainState(jnp.int32(0), net.params, net.stats, optimizer.init(net.params))
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3)), jnp.uint8)
-    step = jax.jit(partial(train_step, net=net, optimizer=optimizer))
+    step = jax.jit(
+        partial(train_step, net=net, optimizer=optimizer, objective=objectives.reconstruction)
+    )
     key = jax.random.key(0)
     state, before = step(state, images, key)
     _, after = step(state, images, key)

@@ -6,10 +6,10 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from air_jax.models import pooling
+from air_jax.models import convolution
 
 # On a CPU, `max_pool` is the first; accelerators take the second.
-WAYS = [pooling.max_pool, pooling.max_pool_by_slices, pooling.max_pool_by_window]
+WAYS = [convolution.max_pool, convolution.max_pool_by_slices, convolution.max_pool_by_window]
 
 
 def random_maps(shape: tuple[int, ...], seed: int = 0, values: int | None = None) -> jax.Array:
@@ -55,7 +55,7 @@ def test_a_gradient_reaches_every_window_of_a_map_computed_anew():
     @jax.jit
     @jax.grad
     def gradient(shift: jax.Array) -> jax.Array:
-        return jnp.sum(pooling.max_pool(x * scale + shift))
+        return jnp.sum(convolution.max_pool(x * scale + shift))
 
     np.testing.assert_array_equal(gradient(shift), np.full(8, 8 * 8 * 8))
 
