@@ -12,14 +12,17 @@ def get_config():
     config.data.split = "official"
     config.retrieval.baselines += ("smt",)
     config.model.encoder = "conv"
-    config.train.objective = "coding_rate"
+    # On validation queries after 0.6 million views: mAP 0.0539; coding_rate 0.0529.
+    config.train.objective = "contrastive"
     config.train.view_size = 16
-    config.train.epochs = 12
+    config.train.epochs = 14
     config.train.batch = 256
     config.train.optimizer = "adamw"
     config.train.learning_rate = 2e-3
     config.train.weight_decay = 5e-3
     config.train.clip_norm = 5.0
+    # Likewise: power 0 gives 0.0466, 0.25 0.0539, 0.5 0.0429; plain codes 0.0420.
     config.encode.readout = "whitened"
+    config.feedback.learners += ("discriminant",)
     config.log.probe_steps = 500
     return config
