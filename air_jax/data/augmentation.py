@@ -14,7 +14,7 @@ BRIGHTNESS = CONTRAST = SATURATION = 0.4  # changes by a factor from 1 - this to
 HUE = 0.1  # turns of the colour circle, to either side
 
 # Luminance and two axes of colour from RGB (YIQ).
-_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
+TO_YIQ = ((0.299, 0.587, 0.114), (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))
 
 
 def random_views(
@@ -117,7 +117,7 @@ def colour_matrices(saturation: jax.Array, turns: jax.Array) -> jax.Array:
         saturation: [...]; 0 makes grey.
         turns: [...] of the colour circle.
     """
-    to_yiq = jnp.array(_YIQ)
+    to_yiq = jnp.array(TO_YIQ)
     angles = 2 * jnp.pi * turns
     cos, sin = saturation * jnp.cos(angles), saturation * jnp.sin(angles)
     zero, one = jnp.zeros_like(cos), jnp.ones_like(cos)

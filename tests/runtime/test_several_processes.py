@@ -171,6 +171,27 @@ def test_two_processes_reach_what_one_does_and_the_first_alone_speaks(images, tm
             assert others.mean() <= (0.15 if path.stem.startswith("svc") else 0), (path.name, name)
 
 
+def test_two_processes_compare_views_as_one_does(images, tmp_path, run_two):
+    """Batch normalisation and the loss are of the whole batch; the codes are read out alike."""
+    keys = {
+        **{"model__encoder": "conv", "model__widths": (4, 8), "model__blocks": (1, 1)},
+        **{"train__objective": "coding_rate", "train__optimizer": "adamw", "train__views": 2},
+        **{"train__learning_rate": 0.01, "encode__readout": "whitened", "log__probe_steps": 4},
+        **{"encode__readout_dim": 6, "data__queries_per_class": 3},
+        "retrieval__baselines": ("random",),
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_one(one, images, "--stages=train,encode,retrieve", **keys)
+    run_two(two, images, "--stages=train,encode,retrieve", **keys)
+    lines, expected = (read_metrics(path / "metrics.jsonl") for path in (two, one))
+    for key in ("loss", "effective_rank", "embedding_rank", "alignment", "uniformity"):
+        np.testing.assert_allclose(
+            [line[key] for line in lines], [line[key] for line in expected], rtol=0.01, err_msg=key
+        )
+    ours, theirs = (read_npz(path / "retrieval.npz")["ap"].mean() for path in (two, one))
+    assert ours == pytest.approx(theirs, abs=0.01)
+
+
 def test_sigterm_to_one_of_two_stops_both_at_one_step_and_one_process_continues(
     images, tmp_path, small_config, mesh
 ):
