@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from air_jax.models.architecture import Architecture
-from air_jax.models.net import Net
+from air_jax.models.net import Net, architecture_of
 from air_jax.training.optimizer import learning_rate
 
 
@@ -29,7 +29,8 @@ class PeerNet(nn.Module):
     def __init__(self, net: Net, model: ml_collections.ConfigDict):
         super().__init__()
         encoder, decoder = net.params["encoder"], net.params["decoder"]
-        architecture = Architecture(**model)
+        architecture = architecture_of(model, (32, 32, 3))
+        assert isinstance(architecture, Architecture)
         layers, self.skip = architecture.layers, architecture.skip
         self.pooled_after = architecture.pooled_after
         self.upsampled_before = architecture.upsampled_before

@@ -24,8 +24,7 @@ import ml_collections
 import numpy as np
 
 from air_jax.data.loaders import make_loader
-from air_jax.models.architecture import Architecture
-from air_jax.models.net import Net, count_parameters
+from air_jax.models.net import Net, architecture_of, count_parameters
 from air_jax.runtime import sharding
 from benchmarks import measure
 
@@ -134,7 +133,7 @@ def _measure(
             raise ValueError(f"PyTorch trains {theirs:,} parameters, we {parameters:,}")
         _check_losses(runs[first], runs[peer], arguments.dtype, first.steps_per_call)
     times = measure.seconds_in_turns(runs, arguments.rounds, warm_up=1 if arguments.peer else 3)
-    flops = 6 * Architecture(**config.model).multiplications()
+    flops = 6 * architecture_of(config.model, measure.IMAGE).multiplications()
     # Virtual CPU devices share the cores, so the ceiling is of the machine.
     devices = 1 if jax.default_backend() == "cpu" else mesh.size
     rows = []

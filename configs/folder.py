@@ -21,7 +21,7 @@ def get_config():
     config.data.size = 32
     config.data.split = "official"  # a tenth of each class, never trained on
     config.model.encoder = "conv"
-    config.train.objective = "coding_rate"
+    config.train.objective = "contrastive"
     config.train.view_size = 16
     config.train.epochs = 60
     config.train.batch = 32  # a folder may be small

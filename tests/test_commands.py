@@ -102,8 +102,8 @@ finally: print([name for name in {HEAVY} if name in sys.modules])"""
         ("compare", "--codes=c --out=o --of=pixel", "--of=pixel: expected one of codes"),
         (
             "main",
-            "--config=quickstart --config.train.optimiser=x",
-            "--config.train.optimiser: there is no such key; known are train.batch, ",
+            "--config=quickstart --config.train.colour=x",
+            "--config.train.colour: there is no such key; known are train.batch, ",
         ),
         (
             "main",
@@ -112,8 +112,8 @@ finally: print([name for name in {HEAVY} if name in sys.modules])"""
         ),
         (
             "main",
-            "--config=quickstart --config.optimiser=4",
-            "--config.optimiser: there is no such key; known are profile, seed",
+            "--config=quickstart --config.colour=4",
+            "--config.colour: there is no such key; known are profile, seed",
         ),
         (
             "reproduce",

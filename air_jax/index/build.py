@@ -57,7 +57,7 @@ def index_images(folder: Path, model: Path, out: Path, options: Options) -> dict
         "codes": f"model:{kept.about['fingerprint']}",
         "fit": options.fit,
     }
-    dimension = kept.about["config"]["model.code_dim"]
+    dimension = kept.dimension
     with index_writer.opened(out, made_from, options, dimension) as index:
         net_file.write(out / NET_FILE, kept)
         walk = image_files.walk(folder, options.exclude)
@@ -245,7 +245,7 @@ def _gathered(index: OpenIndex, ids: list[int], about: dict[str, Any]) -> np.nda
     path = index.out / f".{codes_name(about['generation'])}.npy"
     dimension = about["dimension"]
     codes = np.lib.format.open_memmap(path, "w+", np.float32, (len(ids), dimension))
-    for position, code in enumerate(index.catalogue.codes(ids, dimension)):
+    for position, code in enumerate(index.catalogue.codes(ids)):
         codes[position] = code
     return codes
 

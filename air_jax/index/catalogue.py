@@ -249,11 +249,11 @@ class Catalogue:
         with self.database:
             self.database.executemany("DELETE FROM broken WHERE path = ?", gone)
 
-    def codes(self, images: list[int], dimension: int) -> Iterator[np.ndarray]:
+    def codes(self, images: list[int]) -> Iterator[np.ndarray]:
         """Codes [D] float32 of images, in their order."""
         for image in images:
             row = self.database.execute("SELECT code FROM codes WHERE image = ?", [image])
-            yield np.frombuffer(row.fetchone()[0], "<f4", dimension)
+            yield np.frombuffer(row.fetchone()[0], "<f4")
 
     def publish(
         self, images: list[int], about: dict[str, Any], moved: Sequence[tuple[int, File]] = ()

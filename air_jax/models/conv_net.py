@@ -57,7 +57,8 @@ class ConvArchitecture:
         if side % least:
             raise ValueError(
                 f"images of {side}x{side} pixels: model.widths={self.widths} halve them "
-                f"{len(self.widths) - 1} times, so the side must be a multiple of {least}"
+                f"{len(self.widths) - 1} times, so the side must be a multiple of {least} "
+                "(data.size and train.view_size set the sides)"
             )
 
     @property

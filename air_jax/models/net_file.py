@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from air_jax.models.encode import encode_batch
 from air_jax.models.net import Net, architecture_of, make_module, make_net, parameter_names
 from air_jax.models.readout import Readout
 from air_jax.runtime import sharding
@@ -28,6 +29,12 @@ class KeptNet(NamedTuple):
 
     net: Net
     about: dict[str, Any]
+
+    @property
+    def dimension(self) -> int:
+        """D of the codes [N, D] that it gives."""
+        image = jax.ShapeDtypeStruct((1, *self.about["image_shape"]), jnp.uint8)
+        return jax.eval_shape(encode_batch, self.net, image).shape[1]
 
 
 def keep(net: Net, about: dict[str, Any]) -> KeptNet:

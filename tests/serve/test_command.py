@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="fastapi is not installed (pip install 'air_jax[app]')")
 
-from air_jax.index import build
+from air_jax.index import build, vector_files
 from air_jax.serve import __main__ as command
 
 LONGEST_END = 3.0  # seconds from Ctrl-C on
@@ -79,7 +79,9 @@ def test_a_port_that_is_in_use_names_the_way_out():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_server_ends_in_three_seconds_whatever_is_under_way(tmp_path, number):
     np.save(tmp_path / "codes.npy", np.random.default_rng(0).normal(size=(20_000, 64)))
-    build.index_vectors(tmp_path / "codes.npy", None, None, tmp_path / "index", build.Options())
+    vector_files.index_vectors(
+        tmp_path / "codes.npy", None, None, tmp_path / "index", build.Options()
+    )
     flags = [f"--index={tmp_path / 'index'}", "--port=0"]
     server = subprocess.Popen(
         [sys.executable, "-m", "air_jax.serve", *flags], stdout=subprocess.PIPE, text=True

@@ -10,7 +10,7 @@ from conftest import drawn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from air_jax.index import build
+from air_jax.index import build, vector_files
 from air_jax.index.image_index import ImageIndex
 from air_jax.serve import session_files, sessions
 from air_jax.serve.rounds import Searcher
@@ -25,7 +25,7 @@ def exported(tmp_path_factory) -> tuple[Path, ImageIndex, dict]:
     place = tmp_path_factory.mktemp("odd")
     codes = np.random.default_rng(0).normal(size=(SIZE, DIMENSION)).astype(np.float32)
     np.save(place / "v.npy", codes)
-    build.index_vectors(place / "v.npy", None, None, place / "index", build.Options())
+    vector_files.index_vectors(place / "v.npy", None, None, place / "index", build.Options())
     index = ImageIndex(place / "index")
     time = sessions.now()
     made = Session(

@@ -16,7 +16,7 @@ from fastapi.testclient import TestClient
 
 from air_jax.data.decoding import Limits
 from air_jax.feedback.engine import LEARNER_NAMES, SHOW
-from air_jax.index import build
+from air_jax.index import build, vector_files
 from air_jax.index.image_index import ImageIndex
 from air_jax.serve.api import make_app
 from air_jax.serve.service import Service
@@ -103,7 +103,9 @@ def test_no_request_is_a_fault_of_the_server(tmp_path):
     count = max(EXAMPLES, 150)
     codes = np.random.default_rng(0).normal(size=(SIZE, DIMENSION))
     np.save(tmp_path / "codes.npy", codes)
-    build.index_vectors(tmp_path / "codes.npy", None, None, tmp_path / "index", build.Options())
+    vector_files.index_vectors(
+        tmp_path / "codes.npy", None, None, tmp_path / "index", build.Options()
+    )
     store = SessionStore(tmp_path / "sessions.sqlite")
     service = Service(ImageIndex(tmp_path / "index"), store, Limits())
     client = TestClient(make_app(lambda: service), raise_server_exceptions=False)
