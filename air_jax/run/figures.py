@@ -48,7 +48,7 @@ def spread_curves(
         ("effective_rank", "effective rank of the codes"),
         ("alignment", "squared distance of two views of an image"),
         ("uniformity", "uniformity of the embeddings"),
-        ("knn_accuracy", "validation queries, 20 nearest neighbours"),
+        ("knn_accuracy", "accuracy by neighbours, validation queries"),
     )
     figure, rows = plt.subplots(2, 2, figsize=(8, 5), sharex=True)
     for axes, (key, label) in zip(rows.ravel(), drawn, strict=True):
