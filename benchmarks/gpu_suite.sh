@@ -3,8 +3,8 @@
 #
 #   benchmarks/gpu_suite.sh OUT [--quick]    OUT: folder for a JSON file of each part and table.md
 #
-# Parts: a whole run on random images, training against PyTorch, retrieval, simulated feedback, a
-# profile of training steps, encoding. A part that fails or runs past its own time limit is named
+# Parts: a whole run on random images, training against PyTorch, training by views, retrieval,
+# simulated feedback, a profile of training steps, encoding. A part that fails or runs past its own time limit is named
 # at the end, and the results of the other parts are kept. --quick tries every part at a small
 # size, with longer limits: a few minutes on two idle cores.
 #
@@ -70,15 +70,16 @@ mkdir -p "$out/everything" && cp "$work/everything/results.json" "$out/everythin
 
 train+=(--depths "$depth" --dtype=bfloat16)
 measure 110 train_600 train_throughput "${train[@]}" --batches 600 "${torch[@]}" "$@"
-measure 60 train train_throughput "${train[@]}" --batches 160 2400 "$@"
-measure 70 retrieval retrieval --peers "${peers[@]}" --largest=2000000 "$@"
-measure 80 feedback feedback --sample=12 --processes 1 "$@"
+measure 50 train train_throughput "${train[@]}" --batches 160 2400 "$@"
+measure 40 views views_throughput --config=contrastive --dtype=bfloat16 --parts "$@"
+measure 65 retrieval retrieval --peers "${peers[@]}" --largest=2000000 "$@"
+measure 70 feedback feedback --sample=12 --processes 1 "$@"
 
 run 50 profile --stages=train --config.profile --config.train.steps_per_call=5 \
   --config.data.train_images=$((count / 5))
 cp -r "$work/profile/profile" "$out/"
 
-measure 50 encode encode_throughput --depths "$depth" --images=60000 --batch=2048 \
+measure 40 encode encode_throughput --depths "$depth" --images=60000 --batch=2048 \
   --dtypes float32 bfloat16 "$@"
 
 "$python" benchmarks/table.py "$out" >"$out/table.md" && cat "$out/table.md"

@@ -4,8 +4,8 @@ A plain convolutional net (278,000 parameters, its projector 133,000) learns, wi
 give random crops of one image the same embedding and those of other images another.
 
 Reached (seed 0): mAP 0.0659, P@10 0.261 (PCA 0.0244, k-means 0.0406, sparse manifold transform
-0.0540); `discriminant` 0.161 after three rounds. Took 15 min 36 s of training (2,985 views/s) on two
-cores of an Intel Xeon as one JAX device, JAX 0.12.0.1. Command, from the repository's root:
+0.0540); `discriminant` 0.161 after three rounds. Took 15 min 36 s of training (2,985 views/s) on
+two cores of an Intel Xeon as one JAX device, JAX 0.12.0.1. Command, from the repository's root:
 
     python -m air_jax.main --config=configs/contrastive_small.py
 """

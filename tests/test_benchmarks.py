@@ -17,6 +17,7 @@ from benchmarks import measure, table  # noqa: E402
 
 TINY = {
     "train_throughput": ["--width=4", "--batches=8", "--rounds=2"],
+    "views_throughput": ["--batches=4", "--rounds=2", "--parts"],
     "encode_throughput": ["--depths=10", "--images=16", "--batch=8", "--rounds=1"],
     "input_pipeline": ["--images=64", "--batch=8", "--width=4", "--steps=2", "--rounds=1"],
     "compile_time": ["--depths=10", "--width=4", "--batch=8"],
@@ -40,6 +41,10 @@ NAMED = {
         "images_per_second",
         "share_of_ceiling",
         "compile_seconds",
+    },
+    "views_throughput": {
+        *("views_per_second", "share_of_ceiling", "share_of_views", "compile_seconds"),
+        *("ratio_to_torch", "ratio_to_torch_compiled"),
     },
     "encode_throughput": {"images_per_second", "share_of_on_device"},
     "input_pipeline": {"resident_images_per_second", "host_waiting_share"},
