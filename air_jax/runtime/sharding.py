@@ -27,7 +27,7 @@ def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
 
 def _devices_asked_for() -> list[jax.Device]:
     """The devices of all processes; ValueError if JAX took the CPU for want of a GPU."""
-    devices, platforms = jax.devices(), jax.config.jax_platforms or "cpu"
+    devices, platforms = jax.devices(), jax.config.values["jax_platforms"] or "cpu"
     asked = platforms.split(",")[0]
     if asked != "cpu" and devices[0].platform == "cpu":
         raise ValueError(
