@@ -113,7 +113,8 @@ def coding_rate(z: jax.Array, invariance: float = 200.0, distortion: float = 0.0
     cosines = (z * centres).sum(axis=-1) / (_lengths(centres)[..., 0] + 1e-9)
     products = jnp.einsum("bvd,bve->vde", z, z, precision="highest")
     matrices = jnp.eye(dimensions) + dimensions / (images * distortion) * products
-    factors = jnp.linalg.cholesky(matrices)
+    # One by one: on several CPU devices, JAX 0.10's batch of them waits for ever for its threads.
+    factors = jnp.stack([jnp.linalg.cholesky(matrix) for matrix in matrices])
     rates = jnp.log(jnp.diagonal(factors, axis1=-2, axis2=-1)).sum(axis=-1)
     return -invariance * cosines.mean() - rates.mean()
 
