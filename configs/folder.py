@@ -7,8 +7,9 @@ Nothing is downloaded, and no labels are needed. If sub-folders sort the picture
 them, the run also says how well the codes find pictures of the same sub-folder; docs/results.md
 explains the rule.
 
-Took 4 min 16 s for the 2,197 small pictures of `python -m air_jax.demo_images`, of which training
-took 2 min 11 s, on two cores of an Intel Xeon beside other work, JAX 0.12.0.1.
+Took 2 min 57 s for the 2,197 small pictures of `python -m air_jax.demo_images`, on two cores of an
+Intel Xeon, JAX 0.10.2: mAP 0.992 for telling digits from shapes (pixels 0.910). The rate and the
+number of epochs were not tuned.
 """
 
 from air_jax.configs import default
