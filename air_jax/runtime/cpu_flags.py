@@ -16,7 +16,11 @@ def prefer_fast_convolutions() -> None:
 
     A choice in `XLA_FLAGS` is kept, and a jaxlib on which the flag was not tried left as it is.
     """
-    version = tuple(map(int, re.findall(r"\d+", importlib.metadata.version("jaxlib"))[:3]))
+    try:
+        found = importlib.metadata.version("jaxlib")
+    except importlib.metadata.PackageNotFoundError:
+        return  # the import of JAX says so in plainer words
+    version = tuple(map(int, re.findall(r"\d+", found)[:3]))
     flags = os.environ.get("XLA_FLAGS", "")
     if _KNOWN_FROM <= version < _UNKNOWN_FROM and _FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_FAST}".strip()

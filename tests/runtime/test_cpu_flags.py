@@ -24,3 +24,13 @@ def test_the_flag_joins_others_where_jaxlib_knows_it(monkeypatch, version, befor
     cpu_flags.prefer_fast_convolutions()
     after = before if after is None else after
     assert cpu_flags.os.environ["XLA_FLAGS"] == after
+
+
+def test_without_jaxlib_nothing_is_set(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    cpu_flags.prefer_fast_convolutions()
+    assert cpu_flags.os.environ["XLA_FLAGS"] == "--xla_a=1"
