@@ -34,13 +34,11 @@ class PeerNet(nn.Module):
         layers, self.skip = architecture.layers, architecture.skip
         self.pooled_after = architecture.pooled_after
         self.upsampled_before = architecture.upsampled_before
-        self.convs = nn.ModuleList(_conv(encoder["convs"][i]["conv"]) for i in range(layers))
-        self.project = _linear(encoder["project"])
-        self.expand = _linear(decoder["expand"])
-        self.deconvs = nn.ModuleList(
-            _conv(decoder["deconvs"][i]["conv"]) for i in range(layers - 1)
-        )
-        self.to_image = _conv(decoder["to_image"]["conv"])
+        self.convs = nn.ModuleList(conv(encoder["convs"][i]["conv"]) for i in range(layers))
+        self.project = linear(encoder["project"])
+        self.expand = linear(decoder["expand"])
+        self.deconvs = nn.ModuleList(conv(decoder["deconvs"][i]["conv"]) for i in range(layers - 1))
+        self.to_image = conv(decoder["to_image"]["conv"])
         self.register_buffer("mean", torch.tensor(np.array(net.mean)))
         self.register_buffer("std", torch.tensor(np.array(net.std)))
 
@@ -52,8 +50,8 @@ class PeerNet(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Standardised images [B, C, S, S], channels last in memory -> their reconstructions."""
         maps, first = [images], None
-        for layer, conv in enumerate(self.convs, start=1):
-            x = conv(maps[-1])
+        for layer, convolve in enumerate(self.convs, start=1):
+            x = convolve(maps[-1])
             if self.skip == "asymmetric" and layer >= 2 and layer % 2 == 0:
                 x = x + first
             x = functional.relu(x)
@@ -79,21 +77,32 @@ class PeerNet(nn.Module):
         return self.to_image(x)
 
 
-def _conv(params: Any) -> nn.Conv2d:
-    kernel, bias = np.array(params["kernel"]), np.array(params["bias"])
+def conv(params: Any) -> nn.Conv2d:
+    """A convolution with our kernel, and our bias if there is one."""
+    kernel = np.array(params["kernel"])
     height, width, channels_in, channels_out = kernel.shape
-    conv = nn.Conv2d(channels_in, channels_out, (height, width), padding="same")
-    conv.weight.data = torch.tensor(kernel.transpose(3, 2, 0, 1))
-    conv.bias.data = torch.tensor(bias)
-    return conv
+    bias = "bias" in params
+    made = nn.Conv2d(channels_in, channels_out, (height, width), padding="same", bias=bias)
+    made.weight.data = torch.tensor(kernel.transpose(3, 2, 0, 1))
+    if bias:
+        made.bias.data = torch.tensor(np.array(params["bias"]))
+    return made
 
 
-def _linear(params: Any) -> nn.Linear:
-    kernel, bias = np.array(params["kernel"]), np.array(params["bias"])
-    linear = nn.Linear(*kernel.shape)
-    linear.weight.data = torch.tensor(kernel.T.copy())
-    linear.bias.data = torch.tensor(bias)
-    return linear
+def linear(params: Any) -> nn.Linear:
+    """A dense layer with our kernel, and our bias if there is one."""
+    kernel, bias = np.array(params["kernel"]), "bias" in params
+    made = nn.Linear(*kernel.shape, bias=bias)
+    made.weight.data = torch.tensor(kernel.T.copy())
+    if bias:
+        made.bias.data = torch.tensor(np.array(params["bias"]))
+    return made
+
+
+def rates_of_steps(train: ml_collections.ConfigDict, total_steps: int) -> list[float]:
+    """Our learning rate at each step."""
+    rate = learning_rate(train, total_steps)
+    return [float(rate(step)) for step in range(total_steps)]
 
 
 def make_step(
@@ -130,8 +139,7 @@ def make_step(
         weight_decay=train.weight_decay,
         fused=True,
     )
-    rate = learning_rate(train, total_steps)
-    rates = [float(rate(step)) for step in range(total_steps)]
+    rates = rates_of_steps(train, total_steps)
     loss_of = torch.compile(peer.loss)
     done = 0
 

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from air_jax.data import augmentation
 from air_jax.models.net import Net
-from air_jax.training.optimizer import SECOND_MOMENT, learning_rate
+from air_jax.training.optimizer import SECOND_MOMENT
+from benchmarks.torch_peer import conv, linear, rates_of_steps
 
 TEMPERATURE = 0.2  # as `objectives.contrastive`
 IMAGE_SIDE = 32
@@ -38,14 +39,14 @@ class PeerEmbedder(nn.Module):
                 layers.append(nn.MaxPool2d(2))
             for block in sorted(stages[stage]):
                 layer = stages[stage][block]["convs"][0]
-                layers += [_conv(layer["conv"]), _norm(layer["norm"], nn.BatchNorm2d), nn.ReLU()]
+                layers += [conv(layer["conv"]), _norm(layer["norm"], nn.BatchNorm2d), nn.ReLU()]
         self.encoder = nn.Sequential(*layers)
         projector = net.params["projector"]
         self.projector = nn.Sequential(
-            _linear(projector["expand"]),
+            linear(projector["expand"]),
             _norm(projector["norm"], nn.BatchNorm1d),
             nn.ReLU(),
-            _linear(projector["reduce"]),
+            linear(projector["reduce"]),
         )
         self.register_buffer("mean", torch.tensor(np.array(net.mean)))
         self.register_buffer("std", torch.tensor(np.array(net.std)))
@@ -63,23 +64,6 @@ class PeerEmbedder(nn.Module):
         positive = (similarities * other_view).sum(1) / (count - 1)
         negative = similarities.masked_fill(same, -torch.inf).logsumexp(1)
         return (negative - positive).mean()
-
-
-def _conv(params: Any) -> nn.Conv2d:
-    kernel = np.array(params["kernel"])
-    height, width, channels_in, channels_out = kernel.shape
-    conv = nn.Conv2d(channels_in, channels_out, (height, width), padding="same", bias=False)
-    conv.weight.data = torch.tensor(kernel.transpose(3, 2, 0, 1))
-    return conv
-
-
-def _linear(params: Any) -> nn.Linear:
-    kernel = np.array(params["kernel"])
-    linear = nn.Linear(*kernel.shape, bias="bias" in params)
-    linear.weight.data = torch.tensor(kernel.T.copy())
-    if "bias" in params:
-        linear.bias.data = torch.tensor(np.array(params["bias"]))
-    return linear
 
 
 def _norm(params: Any, kind: type[nn.BatchNorm1d] | type[nn.BatchNorm2d]) -> nn.Module:
@@ -177,8 +161,7 @@ def make_step(
         betas=(train.momentum, SECOND_MOMENT),
         fused=True,
     )
-    rate = learning_rate(train, total_steps)
-    rates = [float(rate(step)) for step in range(total_steps)]
+    rates = rates_of_steps(train, total_steps)
     size, area = train.view_size or IMAGE_SIDE, tuple(train.view_area)
     done = 0
 

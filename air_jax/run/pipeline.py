@@ -77,7 +77,7 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         "parameters": count_parameters(trained.net.params),
     }
     if config.train.objective == "reconstruction":
-        result |= _held_out(job, workdir, trained.net)
+        result |= _held_out(job, workdir, trained.net, images)
         left.append(RECONSTRUCTIONS_FILE)
     else:
         reason = f"{config.train.objective} does not reconstruct"
@@ -87,10 +87,16 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     return result, left
 
 
-def _held_out(job: Job, workdir: WorkDir, net: Net) -> dict[str, Any]:
-    """Losses of reconstruction on the queries, `LOSSES`; leaves a few reconstructions."""
+def _held_out(job: Job, workdir: WorkDir, net: Net, images: np.ndarray) -> dict[str, Any]:
+    """Losses of reconstruction on the queries, `LOSSES`; leaves a few reconstructions.
+
+    Args:
+        job: of the run.
+        workdir: of the run.
+        net: trained.
+        images: the training images [N, S, S, C] uint8, which the mean image and PCA are of.
+    """
     config = job.config
-    images = job.dataset.images[job.training_positions()]
     held_out = job.query_images()
     say(f"train: loss on {len(held_out):,} held-out images")
     losses = encode.held_out_losses(net, held_out, job.mesh, config.encode.batch)
@@ -149,7 +155,7 @@ def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     trained = workdir.result("train")
     assert trained, "stages are done in order"
     net = loop.load_net(config, workdir.path, job.mesh, trained["steps"])
-    training_images = job.dataset.images[job.training_positions()]
+    training_images = job.dataset.images[job.training_positions()[: trained_net.MOST_IMAGES]]
     net = trained_net.ready(net, config, training_images, job.mesh)
     shape = training_images.shape[1:]
     kept = trained_net.about(workdir.path, flatten(config), trained["steps"], shape)

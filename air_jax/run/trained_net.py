@@ -24,6 +24,7 @@ from air_jax.training.loop import MODEL_FILE
 SECTIONS = ("seed", "model.", "train.", "encode.readout", "encode.unit_length")
 STATISTICS_OF = 1024  # training images, for batch normalisation
 READOUT_OF = 10_000  # training images
+MOST_IMAGES = max(STATISTICS_OF, READOUT_OF)  # that `ready` looks at
 
 
 def ready(net: Net, config: ml_collections.ConfigDict, images: np.ndarray, mesh: Mesh) -> Net:
