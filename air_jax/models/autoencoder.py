@@ -11,7 +11,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from air_jax.models.architecture import Architecture
-from air_jax.models.convolution import Convolution, max_pool
+from air_jax.models.convolution import Convolution, images_first, max_pool, positions_first
 
 # He's variance is right before a ReLU; the code and the image are linear.
 _HE = nnx.initializers.he_normal()
@@ -60,12 +60,14 @@ class ConvLayer(nnx.Module):
         norms: dict[str, Callable[[], nnx.BatchNorm | nnx.GroupNorm | None]] = {
             "none": lambda: None,
             "batch": lambda: nnx.BatchNorm(out_channels, dtype=dtype, rngs=rngs),
-            "group": lambda: nnx.GroupNorm(out_channels, num_groups=groups, dtype=dtype, rngs=rngs),
+            "group": lambda: nnx.GroupNorm(
+                out_channels, num_groups=groups, reduction_axes=(0, 1, 3), dtype=dtype, rngs=rngs
+            ),
         }
         self.norm = norms[norm]()
 
     def __call__(self, x: jax.Array, shortcut: jax.Array | None = None) -> jax.Array:
-        """Maps [B, h, w, in] -> [B, h, w, out]; `shortcut` [B, h, w, out] joins before φ."""
+        """Maps [h, w, B, in] -> [h, w, B, out]; `shortcut` [h, w, B, out] joins before φ."""
         x = self.conv(x)
         if self.norm is not None:
             x = self.norm(x)
@@ -76,9 +78,9 @@ class ConvLayer(nnx.Module):
 
 def _upsample(x: jax.Array) -> jax.Array:
     """Nearest neighbour, twice the side: the mirror of a pooling."""
-    batch, height, width, channels = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels))
-    return x.reshape(batch, 2 * height, 2 * width, channels)
+    height, width, *rest = x.shape
+    x = jnp.broadcast_to(x[:, None, :, None], (height, 2, width, 2, *rest))
+    return x.reshape(2 * height, 2 * width, *rest)
 
 
 def _segments(layers: int, remat: bool) -> list[range]:
@@ -135,18 +137,19 @@ class Encoder(nnx.Module):
     def __call__(self, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         """Standardised images [B, S, S, C] -> codes [B, code_dim] and the maps of every layer.
 
-        `maps[i]` is what convolution `i + 1` reads: `maps[0]` the images, `maps[i]` the output of
-        convolution `i` after its pooling, if any. Decoders with shortcuts read the maps.
+        Maps are [h, w, B, C]. `maps[i]` is what convolution `i + 1` reads: `maps[0]` the images,
+        `maps[i]` the output of convolution `i` after its pooling, if any. Decoders with shortcuts
+        read the maps.
 
         Asymmetric shortcuts (section III.1): the first layer's maps, brought to size by the same
         max poolings, are added before the ReLU of every second later layer.
         """
-        maps, first = [images], None
+        maps, first = [positions_first(images)], None
         run = _rematerialised(Encoder._some_layers, self.remat)
         for layers in _segments(len(self.convs), self.remat):
             made, first = run(self, layers, maps[-1], first)
             maps += made
-        last = maps[-1]
+        last = images_first(maps[-1])
         if self.code == "pooled":
             last = last.mean(axis=(1, 2))
         elif self.code == "dense":
@@ -211,13 +214,13 @@ class Decoder(nnx.Module):
         its ReLU, every second layer. Symmetric shortcuts, `skip_into="both"` and `input_residual`
         all reach the output around the code.
         """
-        x = self.expand(codes).reshape(-1, *self.map_shape)
+        x = positions_first(self.expand(codes).reshape(-1, *self.map_shape))
         run = _rematerialised(Decoder._some_layers, self.remat)
         for layers in _segments(len(self.deconvs), self.remat):
             x = run(self, layers, x, maps)
         if len(self.deconvs) + 1 in self.upsampled_before:
             x = _upsample(x)
-        return self.to_image(x, maps[0] if self.input_residual else None)
+        return images_first(self.to_image(x, maps[0] if self.input_residual else None))
 
     def _some_layers(self, layers: range, x: jax.Array, maps: list[jax.Array]) -> jax.Array:
         """What the last of `layers` makes of x."""
@@ -229,7 +232,7 @@ class Decoder(nnx.Module):
                 shortcut = maps[len(self.deconvs) + 1 - layer]
             elif layer % 2 and self.asymmetric:
                 shortcut = maps[1]
-                while shortcut.shape[1] > x.shape[1]:
+                while len(shortcut) > len(x):
                     shortcut = max_pool(shortcut)
             x = self.deconvs[layer - 1](x, shortcut)
         return x
@@ -284,12 +287,13 @@ class Autoencoder(nnx.Module):
                 projection to the code and its inverse.
 
         Returns:
-            What the pair makes of the maps that it reads, and those maps; same shape.
+            What the pair makes of the maps that it reads, and those maps; both [B, h, w, C].
         """
         codes, maps = self.encoder(images)
         if pair == len(maps):
-            return self.decoder.expand(codes).reshape(maps[-1].shape), maps[-1]
-        return self.decoder.undo(pair, maps[pair]), maps[pair - 1]
+            read = images_first(maps[-1])
+            return self.decoder.expand(codes).reshape(read.shape), read
+        return images_first(self.decoder.undo(pair, maps[pair])), images_first(maps[pair - 1])
 
 
 def pair_parameters(pair: int, depth: int) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from air_jax.models.architecture import Architecture
 from air_jax.models.autoencoder import ConvLayer, Encoder
-from air_jax.models.convolution import max_pool
+from air_jax.models.convolution import max_pool, positions_first
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ class Block(nnx.Module):
         self.widen = layer(in_channels, out_channels, kernel=1, activation=None) if widens else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, h, w, in] -> [B, h, w, out]."""
+        """Maps [h, w, B, in] -> [h, w, B, out]."""
         if not self.residual:
             return self.convs[0](x)
         shortcut = x if self.widen is None else self.widen(x)
@@ -154,9 +154,10 @@ class ConvEncoder(nnx.Module):
     def __call__(self, images: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         """Standardised images [B, s, s, C] -> codes [B, widths[-1]] and the maps of every stage.
 
-        s can be any multiple of 2 to the power of the number of poolings.
+        Maps are [h, w, B, C]. s can be any multiple of 2 to the power of the number of poolings.
         """
-        x = images if self.stem is None else self.stem(images)
+        x = positions_first(images)
+        x = x if self.stem is None else self.stem(x)
         maps = []
         for number, stage in enumerate(self.stages):
             if number:
@@ -164,7 +165,7 @@ class ConvEncoder(nnx.Module):
             for block in stage:
                 x = block(x)
             maps.append(x)
-        return x.mean(axis=(1, 2)), maps
+        return x.mean(axis=(0, 1)), maps
 
 
 class Projector(nnx.Module):

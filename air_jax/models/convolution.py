@@ -1,15 +1,17 @@
-"""Stride-1 convolution and 2 x 2 max pooling, with gradients that are fast on a CPU.
+"""Stride-1 convolution and 2 x 2 max pooling of maps [h, w, B, C], fast on a CPU, too.
 
-XLA's gradient of a kernel is fast on a CPU where `air_jax.runtime.cpu_flags` has chosen the library
-for it, and where its transposes are kept apart from other loops. XLA's gradient of a window's
-maximum finds the maxima again and scatters to them, which takes ten times as long as what is here.
-`benchmarks/NOTES.md` has the measurements.
+Inside the nets, rows and columns come first: then tiles of Winograd's convolutions and the windows
+of poolings are whole blocks of memory. An accelerator chooses the order in memory itself.
+XLA's gradient of a window's maximum finds the maxima again and scatters to them, which takes ten
+times as long on a CPU as what is here. `benchmarks/NOTES.md` has the measurements.
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
+
+from air_jax.models import winograd
 
 
 class Convolution(nnx.Module):
@@ -43,53 +45,41 @@ class Convolution(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps [B, h, w, in_channels] -> [B, h, w, out_channels] of `dtype`."""
+        """Maps [h, w, B, in_channels] -> [h, w, B, out_channels] of `dtype`."""
         made = convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
         return made if self.bias is None else made + self.bias[...].astype(self.dtype)
 
 
-@jax.custom_vjp
+def positions_first(images: jax.Array) -> jax.Array:
+    """Images [B, h, w, C] -> maps [h, w, B, C]."""
+    return images.transpose(1, 2, 0, 3)
+
+
+def images_first(maps: jax.Array) -> jax.Array:
+    """Maps [h, w, B, C] -> images [B, h, w, C]."""
+    return maps.transpose(2, 0, 1, 3)
+
+
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Maps [B, h, w, in] and a kernel [k, k, in, out] -> [B, h, w, out], without bias."""
-    return _convolve(x, kernel)
+    """Maps [h, w, B, in] and a kernel [k, k, in, out] -> [h, w, B, out], without bias."""
+    if winograd.applies(x, kernel):
+        return jax.lax.platform_dependent(
+            x, kernel, cpu=winograd.convolve, default=convolve_directly
+        )
+    return convolve_directly(x, kernel)
 
 
-def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def convolve_directly(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`convolve` as XLA's convolution."""
     return jax.lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, kernel, (1, 1), "SAME", dimension_numbers=("HWNC", "HWIO", "HWNC")
     )
-
-
-def _convolve_forward(
-    x: jax.Array, kernel: jax.Array
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _convolve(x, kernel), (x, kernel)
-
-
-def _convolve_backward(
-    operands: tuple[jax.Array, jax.Array], gradient: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    x, kernel = operands
-    # The gradient of the kernel transposes both. On a CPU, XLA would do so in one loop with what
-    # computes them (normalisation, ReLU), which takes several times as long as a transpose alone.
-    x, gradient = jax.lax.platform_dependent(
-        x,
-        gradient,
-        cpu=lambda *maps: jax.lax.optimization_barrier(maps),
-        default=lambda *maps: maps,
-    )
-    (of_x,) = jax.linear_transpose(lambda x: _convolve(x, kernel), x)(gradient)
-    (of_kernel,) = jax.linear_transpose(lambda kernel: _convolve(x, kernel), kernel)(gradient)
-    return of_x, of_kernel
-
-
-convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Maps [B, h, w, C] -> [B, h // 2, w // 2, C]: the largest of each 2 x 2 positions (eq 6).
+    """Maps [h, w, B, C] -> [h // 2, w // 2, B, C]: the largest of each 2 x 2 positions (eq 6).
 
-    The same values as `nnx.max_pool(x, (2, 2), (2, 2))`; a last odd row or column is left out. The
+    The same values as `nnx.max_pool` of images; a last odd row or column is left out. The
     gradient goes to one of the four positions: of equal maxima, to the first in the order of rows,
     then columns, on a CPU and on accelerators alike.
     """
@@ -98,7 +88,8 @@ def max_pool(x: jax.Array) -> jax.Array:
 
 def max_pool_by_window(x: jax.Array) -> jax.Array:
     """`max_pool` as XLA's window reduction, for accelerators."""
-    return nnx.max_pool(x, (2, 2), strides=(2, 2))
+    window = (2, 2, 1, 1)
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
 
 
 @jax.custom_vjp
@@ -109,9 +100,9 @@ def max_pool_by_slices(x: jax.Array) -> jax.Array:
 
 
 def _quarters(x: jax.Array) -> list[jax.Array]:
-    """The four positions of all windows, each [B, h // 2, w // 2, C], row by row."""
-    height, width = (side // 2 * 2 for side in x.shape[1:3])
-    return [x[:, row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
+    """The four positions of all windows, each [h // 2, w // 2, B, C], row by row."""
+    height, width = (side // 2 * 2 for side in x.shape[:2])
+    return [x[row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
 
 
 def _pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -121,18 +112,17 @@ def _pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]
     largest = max_pool_by_slices(x)
     which = jnp.where(third == largest, 2, 3)
     which = jnp.where(first == largest, 0, jnp.where(second == largest, 1, which))
-    return largest, (which.astype(jnp.int8), jnp.zeros((*x.shape[1:3], 0)))
+    return largest, (which.astype(jnp.int8), jnp.zeros((*x.shape[:2], 0)))
 
 
 def _pool_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array]:
     which, of_sides = kept  # the second is empty: it carries the sides of the maps alone
-    batch, height, width, channels = gradient.shape
-    position = jnp.arange(4, dtype=jnp.int8).reshape(2, 1, 2, 1)  # as [row, _, column, _] of which
-    spread = jnp.where(
-        which[:, :, None, :, None] == position, gradient[:, :, None, :, None], 0
-    ).reshape(batch, 2 * height, 2 * width, channels)
+    height, width, batch, channels = gradient.shape
+    position = jnp.arange(4, dtype=jnp.int8).reshape(1, 2, 1, 2, 1, 1)  # [_, row, _, column, _, _]
+    spread = jnp.where(which[:, None, :, None] == position, gradient[:, None, :, None], 0)
+    spread = spread.reshape(2 * height, 2 * width, batch, channels)
     odd = [(0, side % 2) for side in of_sides.shape[:2]]
-    return (jnp.pad(spread, ((0, 0), *odd, (0, 0))),)
+    return (jnp.pad(spread, (*odd, (0, 0), (0, 0))),)
 
 
 max_pool_by_slices.defvjp(_pool_forward, _pool_backward)

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 
 from air_jax.data.loaders import make_loader, resident
 from air_jax.models.net import Net, architecture_of, make_module, make_net, parameter_names
-from air_jax.runtime import distributed, sharding, signals
+from air_jax.runtime import cpu, distributed, sharding, signals
 from air_jax.runtime.checksums import read_checked_json, write_checked_json
 from air_jax.runtime.progress import Progress, duration, say
 from air_jax.training.checkpoints import CHECKPOINTS, Checkpoints
@@ -190,6 +190,7 @@ def train(
         training = _Training(config, images, mesh, directory, net, phases, info, probe)
         try:
             if step < total_steps:
+                cpu.keep_freed_memory()
                 # OpenBLAS's threads spin while they wait, on the cores that XLA computes on.
                 with threadpool_limits(1, user_api="blas"):
                     state = _train_on(training, step, state, window, checkpoints)

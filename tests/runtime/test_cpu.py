@@ -2,7 +2,7 @@ import importlib.metadata
 
 import pytest
 
-from air_jax.runtime import cpu_flags
+from air_jax.runtime import cpu
 
 FAST = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 
@@ -21,9 +21,9 @@ FAST = "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"
 def test_the_flag_joins_others_where_jaxlib_knows_it(monkeypatch, version, before, after):
     monkeypatch.setenv("XLA_FLAGS", before)
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
-    cpu_flags.prefer_fast_convolutions()
+    cpu.prefer_fast_convolutions()
     after = before if after is None else after
-    assert cpu_flags.os.environ["XLA_FLAGS"] == after
+    assert cpu.os.environ["XLA_FLAGS"] == after
 
 
 def test_without_jaxlib_nothing_is_set(monkeypatch):
@@ -32,5 +32,5 @@ def test_without_jaxlib_nothing_is_set(monkeypatch):
 
     monkeypatch.setenv("XLA_FLAGS", "--xla_a=1")
     monkeypatch.setattr(importlib.metadata, "version", missing)
-    cpu_flags.prefer_fast_convolutions()
-    assert cpu_flags.os.environ["XLA_FLAGS"] == "--xla_a=1"
+    cpu.prefer_fast_convolutions()
+    assert cpu.os.environ["XLA_FLAGS"] == "--xla_a=1"
