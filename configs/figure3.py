@@ -54,7 +54,6 @@ def get_config():
         "figure": "figure3",
         "name": "reproduction",  # its folder under runs/, shared with figure4
         "seeds": (0, 1, 2),
-        "depths": DEPTHS,
         "nets": nets(),
     }
     return config

@@ -2,7 +2,8 @@
 
 Figure 3 is the first retrieval by five configurations at four depths, with claims (a) to (c).
 Figure 4 is four methods over the rounds of feedback, with claim (d). The choices are nets with one
-factor changed at a time, each compared with its base.
+factor changed at a time, each compared with its base. The objectives are nets trained for different
+things, each for several lengths of time.
 """
 
 from collections.abc import Callable, Mapping
@@ -59,6 +60,8 @@ def describe(member: Member) -> Entry:
         "name": member.name,
         "net": member.net,
         "seed": member.seed,
+        "objective": config.train.objective,
+        "epochs": config.train.epochs,
         "configuration": variant(member),
         "depth": config.model.depth,
         "learning_rate": config.train.learning_rate,
@@ -80,8 +83,12 @@ def describe(member: Member) -> Entry:
             for key, value in trained.items()
             if "loss" in key or "second" in key or key in ("steps", "parameters")
         },
-        "learns": trained["loss"] < LEARNS_BELOW * trained["constant_loss"],
     }
+    if trained["loss"] is None:  # nothing is reconstructed
+        reason = trained["loss_reason"]
+        unknown = dict.fromkeys(("learns", "code_used"))
+        return entry | described | unknown | {f"{key}_reason": reason for key in unknown}
+    described["learns"] = trained["loss"] < LEARNS_BELOW * trained["constant_loss"]
     shuffled = trained["code_shuffled_loss"]
     if shuffled is None:
         reason = trained["code_shuffled_loss_reason"]
@@ -160,9 +167,9 @@ def _figure3(job: Job, members: list[Member], entries: list[Entry]) -> dict[str,
             "map_by_seed": [entry["map"] for entry in own],
             "learning_rate": own[0]["learning_rate"],
             "clip_norm": own[0]["clip_norm"],
-            "seeds_that_learn": sum(entry["learns"] for entry in own),
+            **_pooled(own, "learns", sum, "seeds_that_learn"),
             **_pooled(
-                [entry for entry in own if entry["learns"]],
+                [entry for entry in own if entry["learns"] is not False],
                 "code_used",
                 sum,
                 "seeds_that_use_the_code",
@@ -176,20 +183,25 @@ def _figure3(job: Job, members: list[Member], entries: list[Entry]) -> dict[str,
     names = (*architecture.CONFIGURATIONS, OTHER)
     order = [name + suffix for name in names for suffix in ("", DENOISING)]
     nets.sort(key=lambda net: (net["depth"], order.index(net["configuration"])))
-    return {"nets": nets, "claims": _claims_about_nets(aps, labels, job.config.sweep.depths)}
+    swept = {(entry["configuration"], entry["depth"]) for entry in entries}
+    return {"nets": nets, "claims": _claims_about_nets(aps, labels, swept)}
 
 
 def _claims_about_nets(
-    aps: Mapping[Net, Values], labels: np.ndarray, depths: tuple[int, ...]
+    aps: Mapping[Net, Values], labels: np.ndarray, swept: set[Net]
 ) -> list[dict[str, Any]]:
-    """Claims (a) to (c)."""
+    """Claims (a) to (c), of the nets that the sweep has; one that is about none is left out."""
+    depths = sorted({depth for _, depth in swept})
+    judged = []
 
-    def judge(name: str, says: str, pairs: list[tuple[Net, Net]]) -> dict[str, Any]:
+    def judge(name: str, says: str, pairs: list[tuple[Net, Net]]) -> None:
         compared = [
             ("{}, {} layers - {}, {} layers".format(*a, *b), aps.get(a, {}), aps.get(b, {}))
             for a, b in pairs
+            if {a, b} <= swept
         ]
-        return claims.judge(name, says, compared, labels)
+        if compared:
+            judged.append(claims.judge(name, says, compared, labels))
 
     best = [
         ((configuration, BEST_DEPTH), (configuration, depth))
@@ -209,12 +221,14 @@ def _claims_about_nets(
     )
     deeper = " and ".join(map(str, DEEPER))
     beat = "both asymmetric configurations beat both symmetric ones at every depth, "
-    return [
-        judge("a", f"{BEST_DEPTH} layers are best in every configuration", best),
-        judge("b", f"pooling helps the deeper nets ({deeper} layers)", pooled),
-        judge("c", beat + "trained on clean images", clean),
-        judge("c'", beat + "the symmetric ones trained on denoising", denoising),
-    ]
+    judge("a", f"{BEST_DEPTH} layers are best in every configuration", best)
+    judge("b", f"pooling helps the deeper nets ({deeper} layers)", pooled)
+    judge("c", beat + "trained on clean images", clean)
+    judge("c'", beat + "the symmetric ones trained on denoising", denoising)
+    shortcuts = [((ASYMMETRIC[0], depth), ("classic", depth)) for depth in depths]
+    says = "not the paper's: asymmetric shortcuts help the pooled net at every depth"
+    judge("c''", says, shortcuts)
+    return judged
 
 
 def _figure4(job: Job, members: list[Member], entries: list[Entry]) -> dict[str, Any]:
@@ -342,6 +356,39 @@ def _choices(job: Job, members: list[Member], entries: list[Entry]) -> dict[str,
     return {"choices": rows}
 
 
+def _objectives(job: Job, members: list[Member], entries: list[Entry]) -> dict[str, Any]:
+    """Each net's first retrieval and its difference to the longest training of each objective."""
+    labels = job.query_labels()
+    aps: dict[str, dict[int, np.ndarray]] = {}
+    seeds: dict[str, list[Entry]] = {}
+    for member, entry in zip(members, entries, strict=True):
+        if entry["map"] is not None:
+            aps.setdefault(member.net, {})[member.seed] = _ap(member)
+            seeds.setdefault(member.net, []).append(entry)
+    longest = {own[0]["objective"]: own[0] for own in sorted(seeds.values(), key=_epochs)}
+    rows = [
+        {
+            "net": net,
+            "objective": own[0]["objective"],
+            "epochs": own[0]["epochs"],
+            "seeds": len(own),
+            **claims.summary(aps[net], labels),
+            **_mean(own, "seconds", "images_per_second"),
+            "comparisons": [
+                claims.compare(f"{net} - {last['net']}", aps[net], aps[last["net"]], labels)
+                for last in longest.values()
+                if last["net"] != net
+            ],
+        }
+        for net, own in seeds.items()
+    ]
+    return {"objectives": rows}
+
+
+def _epochs(entries: list[Entry]) -> int:
+    return entries[0]["epochs"]
+
+
 def _standardised_ap(member: Member) -> np.ndarray:
     """Average precision [Q] by the metric "standardised"."""
     codes = read_npz(member.workdir / CODES_FILE)
@@ -364,4 +411,5 @@ FIGURES = {
     "figure3": Figure(("train", "encode", "retrieve"), _figure3),
     "figure4": Figure(("train", "encode", "retrieve", "feedback"), _figure4),
     "choices": Figure(("train", "encode", "retrieve"), _choices),
+    "objectives": Figure(("train", "encode", "retrieve"), _objectives),
 }

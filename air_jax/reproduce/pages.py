@@ -1,6 +1,7 @@
 """What a sweep found, on disk: `<figure>.json`, its pictures, and a page in markdown.
 
-`claims.md` tells what the paper claims and what was measured; `choices.md` compares the choices.
+`claims.md` tells what the paper claims and what was measured; `choices.md` compares the choices,
+`objectives.md` what nets are trained for.
 """
 
 import json
@@ -69,7 +70,8 @@ def write(
         files = [folder / f"{known}.json" for known in WITH_CLAIMS]
         page = claims_page([json.loads(f.read_text()) for f in files if f.exists()])
     else:
-        written, page = f"{name}.md", choices_page(found)
+        pages = {"choices": choices_page, "objectives": objectives_page}
+        written, page = f"{name}.md", pages[name](found)
     (folder / written).write_text(page)
     return [f"{name}.json", *pictures, written]
 
@@ -126,17 +128,39 @@ def choices_page(found: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def objectives_page(found: dict[str, Any]) -> str:
+    """`objectives.md`, from the contents of `objectives.json`."""
+    columns: Columns = {
+        "objective": "`{objective}`",
+        "epochs": "{epochs}",
+        "seconds of training": "{seconds:.0f}",
+        "mAP": "{map:.4f}",
+        "95 %": lambda row: _interval(row["map_ci95"]),
+        "minus the longest of the others, paired": lambda row: "; ".join(
+            f"{c['what'].partition(' - ')[2]}: {_signed(c['difference'])} ({_interval(c['ci95'])})"
+            for c in row["comparisons"]
+        ),
+        "seeds": "{seeds}",
+    }
+    parts = ["# What a net is trained for", *_what(found), table(found["objectives"], columns)]
+    return "\n\n".join(parts) + "\n"
+
+
 def _what(figure: dict[str, Any]) -> list[str]:
     """What was run on what, the baselines, and the members that are missing."""
     members = figure["members"]
     missing = [member for member in members if member["map"] is None]
     dataset, environment = figure["dataset"], figure["environment"]
     baselines = ", ".join(f"{name} {b['map']:.4f}" for name, b in figure["baselines"].items())
+    nets = (
+        f"Width {figure['width']}, {figure['epochs']} epochs, batch {figure['batch']}, "
+        f"{figure['dtype']}. "
+    )
     parts = [
         f"{dataset['name']} ({dataset['split']} split) at {dataset['image_side']}x"
         f"{dataset['image_side']} pixels: {dataset['training_images']:,} training images, "
-        f"{dataset['queries']:,} queries in {dataset['database']:,}. Width {figure['width']}, "
-        f"{figure['epochs']} epochs, batch {figure['batch']}, {figure['dtype']}. On "
+        f"{dataset['queries']:,} queries in {dataset['database']:,}. "
+        f"{'' if figure['figure'] == 'objectives' else nets}On "
         f"{environment['devices']} x {environment['device']} ({environment['system']}, "
         f"{environment['processors']} processors), JAX {environment['packages'].get('jax')}, "
         f"commit {(figure['commit'] or 'unknown')[:12]}. {len(members) - len(missing)} of "
@@ -156,13 +180,15 @@ def _nets(nets: list[dict[str, Any]]) -> list[str]:
         "mAP": "{map:.4f}",
         "95 %": lambda net: _interval(net["map_ci95"]),
         "untrained": lambda net: _number(net["untrained_map"]),
-        "loss": "{loss:.3f}",
-        "mean image": "{constant_loss:.3f}",
+        "loss": lambda net: _number(net["loss"], 3),
+        "mean image": lambda net: _number(net["constant_loss"], 3),
         "others' codes": lambda net: _number(net["code_shuffled_loss"], 3),
         "rate, clip": "{learning_rate:g}, {clip_norm:g}",
         "seconds": "{seconds:.0f}",
         "remark": remark,
     }
+    if all(net["loss"] is None for net in nets):
+        return [table(nets, columns), "Nothing is reconstructed, so there are no losses."]
     return [
         table(nets, columns),
         "Losses are of held-out queries, per standardised pixel: of the net, of predicting the "

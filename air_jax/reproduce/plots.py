@@ -41,6 +41,9 @@ def draw(found: dict[str, Any], members: list[Member], folder: Path) -> list[str
     if "methods" in found:
         _feedback(folder / "figure4.png", found["methods"])
         return ["figure4.png"]
+    if "objectives" in found:
+        _objectives(folder / "objectives.png", found["objectives"], found["baselines"])
+        return ["objectives.png"]
     _choices(folder / "choices.png", found["choices"])
     return ["choices.png"]
 
@@ -48,6 +51,8 @@ def draw(found: dict[str, Any], members: list[Member], folder: Path) -> list[str
 def remark(net: dict[str, Any]) -> str:
     """What to know of a net of `figure3.json` before its mAP is read."""
     seeds, learn = net["seeds"], net["seeds_that_learn"]
+    if learn is None:  # nothing was reconstructed
+        return ""
     use = net["seeds_that_use_the_code"]
     unused = 0 if use is None else learn - use  # of a single query it is not known
     remarks = [
@@ -124,7 +129,8 @@ def _curves(path: Path, logs: list[Log], nets: list[dict[str, Any]]) -> None:
 
     figure, (panels,) = _panels(1, logs)
     for depth, axes in _draw_by_depth(panels, logs, points, "", 1):
-        for constant in {n["constant_loss"] for n in nets if n["depth"] == depth}:
+        constants = {net["constant_loss"] for net in nets if net["depth"] == depth} - {None}
+        for constant in constants:
             axes.axhline(constant, color="black", ls="--", lw=0.8)
         axes.set_xlabel("step")
     panels[0].set_ylabel("training loss (dashed: mean image)")
@@ -228,6 +234,29 @@ def _choices(path: Path, rows: list[dict[str, Any]]) -> None:
     axes.invert_yaxis()
     axes.grid(alpha=0.3, axis="x")
     axes.legend(fontsize=8)
+    save(figure, path)
+
+
+def _objectives(path: Path, rows: list[dict[str, Any]], baselines: dict[str, Any]) -> None:
+    """mAP of the first retrieval by seconds of training, with 95 % intervals."""
+    figure, axes = plt.subplots(figsize=(7, 4.2))
+    for objective in dict.fromkeys(row["objective"] for row in rows):
+        own = sorted((r for r in rows if r["objective"] == objective), key=lambda r: r["seconds"])
+        means = [row["map"] for row in own]
+        axes.errorbar(
+            [row["seconds"] for row in own],
+            means,
+            yerr=_spread(means, [row["map_ci95"] for row in own]),
+            marker="o",
+            label=objective,
+            **_POINTS,
+        )
+    for name, baseline in baselines.items():
+        axes.axhline(baseline["map"], ls="--", lw=1, color=_LINES[name], label=name)
+    axes.set(xscale="log", xlabel="seconds of training", ylabel="mAP of the first retrieval")
+    axes.set_ylim(0, None)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, path)
 
 
