@@ -175,8 +175,7 @@ def report(
     for name, value in summary.items():
         print(f"{name:32} {'not measured' if value is None else f'{value:,.4g}'}")
     if arguments.json:
-        given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()}
-        content = {"summary": summary, "arguments": given, "machine": machine(), **others}
+        content = {"summary": summary, "arguments": vars(arguments), "machine": machine(), **others}
         content["rows"] = rows
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+        arguments.json.write_text(json.dumps(content, indent=2, default=str) + "\n")

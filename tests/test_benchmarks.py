@@ -9,6 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import class_images
+from PIL import Image
+
+from air_jax.models import net_file
+from air_jax.run import trained_net
+from air_jax.runtime import sharding
+from air_jax.runtime.command_line import flatten
+from air_jax.training import loop
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -109,6 +117,26 @@ def test_a_benchmark_writes_its_figures_rows_and_machine(name, run, tmp_path, re
     assert found["rows"]
     assert found["machine"]["versions"]["jax"]
     assert all(name in table.table(tmp_path) for name in found["summary"])
+
+
+def test_pictures_of_a_folder_are_ranked_by_a_net_that_never_saw_them(run, tmp_path, small_config):
+    small_config.model.update(encoder="conv", widths=(4, 8), blocks=(1, 1))
+    small_config.train.objective = "contrastive"
+    half = np.full(3, 0.5, np.float32)
+    net = loop.new_net(small_config, (8, 8, 3), half, half, sharding.make_mesh())
+    about = trained_net.about(tmp_path, flatten(small_config), 0, (8, 8, 3))
+    net_file.write(tmp_path / "net.npz", net_file.keep(net, about))
+    pixels, labels = class_images(40)
+    for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
+        path = tmp_path / "pictures" / str(label) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).resize((16, 16), Image.Resampling.NEAREST).save(path)
+    images = f"--images={tmp_path / 'pictures'}"
+    found = run("other_pictures", f"--model={tmp_path}", images)
+    summary = found["summary"]
+    assert summary.keys() == {f"map_pictures_{codes}" for codes in ("net", "pixels", "pca")}
+    assert 0.3 < summary["map_pictures_pixels"] <= 1  # classes differ in their mean colours
+    assert {row["database"] + row["queries"] for row in found["rows"]} == {40}
 
 
 @pytest.mark.long
