@@ -1,4 +1,4 @@
-"""Pictures of a run: loss curve, reconstructions, retrieval sheet, mAP over rounds."""
+"""Pictures of a run: loss curve, reconstructions, retrieval sheet, mAP over rounds, time."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,6 +152,29 @@ def map_over_rounds(
         axes.grid(alpha=0.3)
     full.legend(fontsize=8)
     figure.tight_layout()
+    save(figure, path)
+
+
+def time_of_stages(path: Path, stages: dict[str, dict[str, float]]) -> None:
+    """Where the time of a run went: a bar for each stage, in the order of its parts.
+
+    Args:
+        path: of the PNG.
+        stages: seconds of each part, by stage.
+    """
+    figure, axes = plt.subplots(figsize=(6, 0.6 * len(stages) + 1))
+    for row, parts in enumerate(stages.values()):
+        left = 0.0
+        for place, (name, seconds) in enumerate(parts.items()):
+            colour = "0.8" if name == "else" else f"C{place}"
+            axes.barh(row, seconds, left=left, color=colour, edgecolor="white")
+            left += seconds
+        of_parts = (f"{part} {s:,.{0 if s >= 10 else 1}f}" for part, s in parts.items())
+        told = f"{left:,.1f} s:\n" + ", ".join(of_parts)
+        beside = axes.get_yaxis_transform()
+        axes.text(1.02, row, told, fontsize=8, va="center", transform=beside)
+    axes.set(yticks=range(len(stages)), yticklabels=list(stages), xlabel="seconds")
+    axes.invert_yaxis()
     save(figure, path)
 
 

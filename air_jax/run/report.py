@@ -167,9 +167,36 @@ def _drawings(
             learners=learners,
             gains={learner: _gains(job, workdir, learner) for learner in learners},
         )
+    if found["train"]:
+        drawings["time"] = partial(figures.time_of_stages, stages=_times(workdir, found))
     if found["retrieve"]:
         drawings["retrieval"] = partial(_draw_sheet, job=job, workdir=workdir, learners=learners)
     return drawings
+
+
+def _times(workdir: WorkDir, found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Seconds of each stage that is done, by what they went to."""
+    train, encode, retrieve = found["train"] or {}, found["encode"] or {}, found["retrieve"]
+    parts = {
+        "train": {
+            "steps": train.get("seconds"),
+            "compiling": train.get("compile_seconds"),
+            "probes": train.get("probe_seconds"),
+            "checkpoints": train.get("saving_seconds"),
+        },
+        "encode": {"codes": encode.get("seconds")},
+        "retrieve": {"ranking": retrieve["retrieval"]["seconds"] if retrieve else None},
+        "feedback": {
+            learner: sum(played["seconds"] for played in simulated["rounds"])
+            for learner, simulated in (found["feedback"] or {}).items()
+        },
+    }
+    times = {}
+    for stage, of_stage in parts.items():
+        if (whole := workdir.seconds(stage)) is not None:
+            known = {name: seconds for name, seconds in of_stage.items() if seconds}
+            times[stage] = known | {"else": max(0.0, whole - sum(known.values()))}
+    return times
 
 
 def _gains(job: Job, workdir: WorkDir, learner: str) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ def test_a_run_on_sorted_pictures_judges_its_codes_by_the_sub_folders(labelled):
     assert 0 < found["retrieval"]["map"] <= 1
     assert found["feedback"].keys() >= {"none", "svc"}
     figures = {path.stem for path in (workdir / "figures").iterdir()}
-    assert figures == {"loss", "spread", "map_over_rounds", "retrieval"}
+    assert figures == {"loss", "spread", "map_over_rounds", "time", "retrieval"}
 
 
 def test_a_run_on_pictures_without_labels_ends_well_and_says_what_it_skips(unlabelled):
@@ -88,7 +88,7 @@ def test_a_run_on_pictures_without_labels_ends_well_and_says_what_it_skips(unlab
     ):
         assert found[section] is None
         assert found[f"{section}_reason"] == f"stage {stage}: skipped: no labels"
-    assert {path.stem for path in (workdir / "figures").iterdir()} == {"loss", "spread"}
+    assert {path.stem for path in (workdir / "figures").iterdir()} == {"loss", "spread", "time"}
     assert not (workdir / "per_query.npz").exists()
     with np.load(workdir / "codes.npz") as codes:
         assert not {name for name in codes if "label" in name}

@@ -115,7 +115,7 @@ def test_round_zero_of_every_learner_is_the_first_retrieval(finished):
 
 
 def test_the_figures_are_pictures(finished):
-    for name in ("loss", "reconstructions", "map_over_rounds", "retrieval"):
+    for name in ("loss", "reconstructions", "map_over_rounds", "time", "retrieval"):
         content = (finished / "figures" / f"{name}.png").read_bytes()
         assert content.startswith(b"\x89PNG")
         assert len(content) > 3000
