@@ -13,6 +13,8 @@ from jax.typing import DTypeLike
 
 from air_jax.models import winograd
 
+_FEW = 4  # channels
+
 
 class Convolution(nnx.Module):
     """A stride-1 convolution, padded with zeros: maps keep their size (eq 1).
@@ -62,11 +64,12 @@ def images_first(maps: jax.Array) -> jax.Array:
 
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """Maps [h, w, B, in] and a kernel [k, k, in, out] -> [h, w, B, out], without bias."""
+    on_cpu = convolve_directly
     if winograd.applies(x, kernel):
-        return jax.lax.platform_dependent(
-            x, kernel, cpu=winograd.convolve, default=convolve_directly
-        )
-    return convolve_directly(x, kernel)
+        on_cpu = winograd.convolve
+    elif kernel.shape[3] <= _FEW and x.dtype == jnp.float32:
+        on_cpu = convolve_to_few
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=convolve_directly)
 
 
 def convolve_directly(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -74,6 +77,64 @@ def convolve_directly(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("HWNC", "HWIO", "HWNC")
     )
+
+
+@jax.custom_vjp
+def convolve_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`convolve` for few output channels, as those of an image, on a CPU.
+
+    One product of every position with the whole kernel; then its k x k parts are shifted and added.
+    """
+    side, _, read, made = kernel.shape
+    products = x @ kernel.transpose(2, 0, 1, 3).reshape(read, -1)
+    products = _bordered(products, (side - 1) // 2, side // 2)
+    height, width = x.shape[:2]
+    return sum(
+        products[row : row + height, column : column + width, :, start : start + made]
+        for row in range(side)
+        for column in range(side)
+        for start in ((row * side + column) * made,)
+    )
+
+
+def _to_few_forward(
+    x: jax.Array, kernel: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return convolve_to_few(x, kernel), (x, kernel)
+
+
+def _to_few_backward(
+    operands: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Products with the gradient's patches, in which the kernel lies turned around."""
+    x, kernel = operands
+    side, _, read, made = kernel.shape
+    patches = _patches(gradient, side)
+    turned = kernel[::-1, ::-1].swapaxes(2, 3).reshape(-1, read)
+    positions = (0, 1, 2)
+    of_kernel = jnp.tensordot(x, patches, (positions, positions))
+    of_kernel = of_kernel.reshape(read, side, side, made)
+    return patches @ turned, of_kernel.transpose(1, 2, 0, 3)[::-1, ::-1]
+
+
+convolve_to_few.defvjp(_to_few_forward, _to_few_backward)
+
+
+def _patches(x: jax.Array, side: int) -> jax.Array:
+    """[h, w, B, C] -> the side x side positions around each, [h, w, B, side side C].
+
+    Those around which a kernel of this side reads each position.
+    """
+    height, width = x.shape[:2]
+    x = _bordered(x, side // 2, (side - 1) // 2)
+    x = jnp.concatenate([x[:, column : column + width] for column in range(side)], axis=-1)
+    x = jax.lax.optimization_barrier(x)  # two concatenations made as one take longer
+    return jnp.concatenate([x[row : row + height] for row in range(side)], axis=-1)
+
+
+def _bordered(x: jax.Array, before: int, after: int) -> jax.Array:
+    """Maps [h, w, B, C] with so many rows and columns of zeros around them."""
+    return jnp.pad(x, ((before, after), (before, after), (0, 0), (0, 0)))
 
 
 def max_pool(x: jax.Array) -> jax.Array:

@@ -64,3 +64,19 @@ def test_computation_in_bfloat16_gives_maps_and_gradients_of_their_own_types():
     assert layer(x).dtype == jnp.bfloat16
     gradients = nnx.grad(lambda layer: jnp.sum(layer(x).astype(jnp.float32)))(layer)
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("made", [1, 3])
+def test_maps_of_few_channels_equal_xlas_convolution_and_its_gradients(side, made):
+    x, kernel = maps((6, 5, 2, 7)), maps((side, side, 7, made), seed=1)
+    gradient = maps((6, 5, 2, made), seed=2)
+    found, expected = (
+        (made_maps, *back(gradient))
+        for made_maps, back in (
+            jax.vjp(way, x, kernel)
+            for way in (convolution.convolve_to_few, convolution.convolve_directly)
+        )
+    )
+    for own, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(own, wanted, rtol=1e-4, atol=1e-4)
