@@ -81,7 +81,8 @@ def training_step(
     resident_images: int = 0,
 ) -> tuple[TrainState, jax.stages.Compiled, float]:
     """A state to start from, `step.compile_step`'s call, and the seconds that compiling took."""
-    state = initial_state(net, make_optimizer(config.train, TOTAL_STEPS), mesh)
+    optimizer = make_optimizer(config.train, TOTAL_STEPS)
+    state = jax.jit(initial_state, static_argnums=1)(net, optimizer)
     whole = Phase(0, TOTAL_STEPS, None)
     call, seconds = compile_step(config, net, state, whole, IMAGE, mesh, steps, resident_images)
     return state, call, seconds

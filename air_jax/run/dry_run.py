@@ -14,8 +14,7 @@ from air_jax.run.work_directory import WorkDir
 from air_jax.runtime import sharding
 from air_jax.runtime.progress import duration, say
 from air_jax.training import loop
-from air_jax.training.optimizer import make_optimizer
-from air_jax.training.step import Phase, compile_step, initial_state
+from air_jax.training.step import Phase, compile_step
 
 TIMED_STEPS = 2
 TIMED_IN_ONE_CALL = 20  # likewise, where the devices do several steps in one call
@@ -47,8 +46,8 @@ def measure(job: Job) -> Measured:
     batch = config.train.batch
     total = loop.count_steps(config.train, len(images))
     per_call = min(loop.steps_per_call(config, images, mesh), TIMED_IN_ONE_CALL)
-    net = loop.new_net(config, images.shape[1:], *loop.channel_statistics(images), mesh)
-    state = initial_state(net, make_optimizer(config.train, total), mesh)
+    statistics = loop.channel_statistics(images)
+    net, state = loop.new_net_and_state(config, images.shape[1:], *statistics, mesh, total)
     say("compiling the train step (seconds to a minute)")
     step, compile_seconds = compile_step(
         config, net, state, Phase(0, total, None), images.shape[1:], mesh, per_call, len(images)

@@ -116,14 +116,13 @@ def _of_pair(tree: nnx.State, pair: int, net: Net) -> nnx.State:
     return jax.tree.unflatten(structure, kept)
 
 
-def initial_state(net: Net, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state of step 0, a copy on each device of the mesh.
+def initial_state(net: Net, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state of step 0. For use in jit, with `net` made outside or inside of it.
 
     It shares no buffer with `net`: the train step donates its state, and `net` stays usable.
     """
     params, stats = jax.tree.map(jnp.copy, (net.params, net.stats))
-    state = TrainState(jnp.int32(0), params, stats, optimizer.init(params))
-    return sharding.put(state, sharding.replicated(mesh))
+    return TrainState(jnp.int32(0), params, stats, optimizer.init(params))
 
 
 def compile_step(

@@ -230,7 +230,7 @@ def test_noise_has_the_deviation_asked_for_and_depends_on_the_key():
 def test_the_target_of_denoising_is_the_clean_image(small_config, mesh):
     net = loop.new_net(small_config, (8, 8, 3), *loop.channel_statistics(IMAGES), mesh)
     optimizer = optax.sgd(0.0)
-    state = step.initial_state(net, optimizer, mesh)
+    state = step.initial_state(net, optimizer)
     batch = jnp.asarray(IMAGES[:16])
     small_config.train.update(corruption="mask", corruption_amount=1.0)
     objective = objectives.make_objective(small_config.train, image_size=8)
