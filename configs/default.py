@@ -114,7 +114,10 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.log = log = ml_collections.ConfigDict()
     log.every_steps = 20  # a line in metrics.jsonl
-    log.checkpoint_steps = 500
+    # A checkpoint is saved every so many minutes and at the end, while training goes on; at the end
+    # of a line, so after every_steps steps at the earliest.
+    log.checkpoint_minutes = 3.0
+    log.checkpoint_steps = 0  # and after every so many steps; 0 = by time alone
     # Training never sees a label. Every so many steps a nearest-neighbour classifier of images of
     # the database tells how much the codes know of the classes, in probes.jsonl; 0 = never.
     log.probe_steps = 0

@@ -48,21 +48,27 @@ def measure(job: Job) -> Measured:
     per_call = min(loop.steps_per_call(config, images, mesh), TIMED_IN_ONE_CALL)
     statistics = loop.channel_statistics(images)
     net, state = loop.new_net_and_state(config, images.shape[1:], *statistics, mesh, total)
+    on_device = resident(config.data.loader, images.nbytes, mesh)
     say("compiling the train step (seconds to a minute)")
     step, compile_seconds = compile_step(
-        config, net, state, Phase(0, total, None), images.shape[1:], mesh, per_call, len(images)
+        config,
+        net,
+        state,
+        Phase(0, total, None),
+        images.shape[1:],
+        mesh,
+        per_call,
+        len(images) if on_device else 0,
     )
     memory = step.memory_analysis()
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0
-    if per_call == 1 and resident(config.data.loader, images.nbytes, mesh):
+    if per_call == 1 and on_device:
         held += images.nbytes  # several steps in one call have the images as an argument
     key = sharding.put(jax.random.key(0), sharding.replicated(mesh))
     calls = 2 if per_call > 1 else 1 + TIMED_STEPS
     timed = (calls - 1) * per_call
     say(f"timing {timed} steps of {batch} images")
-    load = make_loader(
-        config.data.loader, images, batch, jax.random.key(0), mesh, steps_per_call=per_call
-    )
+    load = make_loader(config.data.loader, images, batch, 0, mesh, steps_per_call=per_call)
     batches = load(0, calls * per_call)
     state, _ = step(state, next(batches), key)
     jax.block_until_ready(state)

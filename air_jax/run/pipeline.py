@@ -73,6 +73,7 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         "seconds": trained.seconds,
         "compile_seconds": trained.compile_seconds,
         "probe_seconds": trained.probe_seconds,
+        "saving_seconds": trained.saving_seconds,
         "images_per_second": trained.steps * config.train.batch / trained.seconds,
         "parameters": count_parameters(trained.net.params),
     }
