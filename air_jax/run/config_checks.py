@@ -20,7 +20,7 @@ from air_jax.feedback.engine import SHOW
 from air_jax.feedback.learners import LEARNERS
 from air_jax.models.architecture import Architecture
 from air_jax.models.conv_net import ConvArchitecture
-from air_jax.models.net import ENCODERS, architecture_of
+from air_jax.models.net import DTYPES, ENCODERS, architecture_of
 from air_jax.models.readout import READOUTS
 from air_jax.runtime.arguments import near_key
 from air_jax.runtime.command_line import flatten
@@ -39,7 +39,7 @@ CHOICES = {
     "train.optimizer": optimizer.OPTIMIZERS,
     "train.schedule": loop.SCHEDULES,
     "train.lr_schedule": optimizer.LR_SCHEDULES,
-    "train.dtype": loop.DTYPES,
+    "train.dtype": tuple(DTYPES),
     "train.corruption": objectives.CORRUPTIONS,
     "encode.readout": READOUTS,
     "retrieval.metric": METRICS,
@@ -239,9 +239,9 @@ def check_fit(
         architecture_of(config.model, (size, size, image_shape[2]))
     _check_training(config, train_images or database, mesh)
     batch = config.encode.batch
-    if batch < 1 or batch % mesh.size:
+    if batch < 0 or batch % mesh.size:
         raise ValueError(
-            f"encode.batch={batch}: expected a positive multiple of the {mesh.size} devices"
+            f"encode.batch={batch}: expected a multiple of the {mesh.size} devices, or 0"
         )
     _check_memory(config, architecture, mesh)
     if not labelled:

@@ -9,6 +9,7 @@ from air_jax.data.loaders import make_loader, resident
 from air_jax.models import encode
 from air_jax.models.architecture import configuration_name
 from air_jax.models.net import count_parameters
+from air_jax.run import trained_net
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import WorkDir
 from air_jax.runtime import sharding
@@ -83,7 +84,7 @@ def measure(job: Job) -> Measured:
 def encoding_rate(job: Job) -> float:
     """Images a second that a net of the config encodes, from `TIMED_BATCHES` batches."""
     config, mesh = job.config, job.mesh
-    batch = config.encode.batch
+    batch = trained_net.encoded_at_once(config, job.dataset.images.shape[1:], mesh)
     images = job.dataset.images[: TIMED_BATCHES * batch]
     say(f"timing the encoder on {len(images):,} images")
     net = loop.new_net(config, images.shape[1:], *loop.channel_statistics(images), mesh)

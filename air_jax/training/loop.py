@@ -18,7 +18,14 @@ from jax.sharding import Mesh
 from threadpoolctl import threadpool_limits
 
 from air_jax.data.loaders import make_loader, resident
-from air_jax.models.net import Net, architecture_of, make_module, make_net, parameter_names
+from air_jax.models.net import (
+    DTYPES,
+    Net,
+    architecture_of,
+    make_module,
+    make_net,
+    parameter_names,
+)
 from air_jax.runtime import distributed, sharding, signals
 from air_jax.runtime.checksums import read_checked_json, write_checked_json
 from air_jax.runtime.progress import Progress, duration, say
@@ -37,7 +44,6 @@ from air_jax.training.training_log import (
 PROBES_FILE = "probes.jsonl"
 MODEL_FILE = "model.json"  # image shape and pixel statistics, beside the checkpoints
 SCHEDULES = ("joint", "greedy")
-DTYPES = ("float32", "bfloat16")
 STEPS_BEFORE_ESTIMATE = 10
 CALLS_AHEAD = 1  # that wait behind the one on the devices: Ctrl-C waits for both
 STACK_BYTES = 2**26  # of images that are streamed for one call of several steps
@@ -160,16 +166,17 @@ def _new_net(
 ) -> Callable[[jax.Array, jax.Array, jax.Array], Net]:
     """The net as a function of seed, mean and std: all seeds share a compilation."""
     architecture = architecture_of(config.model, image_shape)
+    precision = DTYPES[config.train.dtype]
 
     def new_net(seed: jax.Array, mean: jax.Array, std: jax.Array) -> Net:
         model = make_module(
             architecture,
             config.train.objective,
             remat=config.train.remat,
-            dtype=config.train.dtype,
+            dtype=precision.dtype,
             rngs=nnx.Rngs(jax.random.key(seed)),
         )
-        return make_net(model, mean, std)
+        return make_net(model, mean, std, precision)
 
     return new_net
 

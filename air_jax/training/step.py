@@ -195,5 +195,6 @@ def compile_step(
         out_shardings=(whole, whole),
     )
     started = time.monotonic()
-    compiled = jitted.lower(state, shapes, jax.random.key(0)).compile()
+    with net.computing():
+        compiled = jitted.lower(state, shapes, jax.random.key(0)).compile()
     return compiled, time.monotonic() - started

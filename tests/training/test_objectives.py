@@ -147,7 +147,7 @@ def read(path):
 @pytest.mark.parametrize("encoder", ["paper", "conv"])
 def test_a_net_learns_by_comparing_views(views_config, mesh, tmp_path, objective, encoder):
     views_config.model.encoder = encoder
-    views_config.train.objective = objective
+    views_config.train.update(objective=objective, epochs=6)
     result = loop.train(views_config, IMAGES, mesh, tmp_path)
     lines = read(tmp_path / "metrics.jsonl")
     assert lines[-1]["loss"] < lines[0]["loss"]
