@@ -118,7 +118,7 @@ def _held_out(job: Job, workdir: WorkDir, net: Net, images: np.ndarray) -> dict[
     result: dict[str, Any] = {
         "loss": losses.loss,
         "constant_loss": baselines.constant_loss(images, held_out, std),
-        "pca_loss": baselines.pca_loss(images, held_out, std, config.model.code_dim),
+        "pca_loss": baselines.kept_pca_loss(images, held_out, std, config.model.code_dim),
         "code_shuffled_loss": losses.code_shuffled_loss,
     }
     if result["pca_loss"] is None:
@@ -276,7 +276,7 @@ def baseline_ap(name: str, job: Job) -> np.ndarray:
     """Average precision [Q] float64 of the first retrieval by one of `baselines.WITHOUT_NET`."""
     images = job.database_images(), job.query_images()
     say(f"retrieve: {name} codes of {len(images[0]):,} images")
-    database, queries = baselines.codes(name, *images, job.config.model.code_dim)
+    database, queries = baselines.kept_codes(name, *images, job.config.model.code_dim)
     items = full_ranking.relevant_items(job.query_labels(), job.database_labels())
     ranks = full_ranking.ranks_by_distance(
         DeviceCodes(database), queries, items, label=f"retrieve by {name}"
