@@ -190,14 +190,14 @@ def _map_batches(
         net, batch = sharding.on_own_devices(net, mesh), batch // distributed.processes()
         done = _map_batches(function, net, shares, own, batch, label)
         return distributed.gather(done, len(arrays[0]))
-    size, rows = len(arrays[0]), sharding.by_rows(mesh)
+    size = len(arrays[0])
     leaves, structure = jax.tree.flatten(net)
     call = _of_leaves(function, structure)
     results: list[np.ndarray] = []
     under_way: collections.deque[jax.Array] = collections.deque()
     progress = Progress(label, size) if label else None
     for start in range(0, size, batch):
-        parts = [_rows(array, start, batch, rows) for array in arrays]
+        parts = [_rows(array, start, batch, mesh) for array in arrays]
         under_way.append(call(leaves, *parts))
         under_way[-1].copy_to_host_async()
         if len(under_way) > AHEAD:
@@ -223,14 +223,15 @@ def _of_leaves(
     return jax.jit(call)
 
 
-def _rows(array: np.ndarray | jax.Array, start: int, count: int, split: NamedSharding) -> jax.Array:
+def _rows(array: np.ndarray | jax.Array, start: int, count: int, mesh: Mesh) -> jax.Array:
     """Rows of an array from `start` on; after the last those from the first on, which fill up.
 
     The results of rows that fill up are dropped; they are real values.
     """
+    split = sharding.by_rows(mesh)
     if isinstance(array, jax.Array):
         positions = np.arange(start, start + count, dtype=np.int32) % len(array)
-        return _taking(split)(array, jax.device_put(positions, sharding.replicated(split.mesh)))
+        return _taking(split)(array, jax.device_put(positions, sharding.replicated(mesh)))
     rows = array[start : start + count]
     if len(rows) < count:
         rows = np.resize(rows, (count, *rows.shape[1:]))

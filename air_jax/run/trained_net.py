@@ -29,7 +29,7 @@ MOST_IMAGES = max(STATISTICS_OF, READOUT_OF)  # that `ready` looks at
 
 
 def encoded_at_once(
-    config: ml_collections.ConfigDict, image_shape: tuple[int, ...], mesh: Mesh
+    config: ml_collections.ConfigDict, image_shape: tuple[int, int, int], mesh: Mesh
 ) -> int:
     """Images (S, S, C) in one call of the encoder, by `encode.batch`."""
     width = architecture_of(config.model, image_shape).width
@@ -57,7 +57,8 @@ def ready(
         net = sharding.put(net, sharding.replicated(mesh))
     if config.encode.readout == "plain":
         return net
-    batch = encoded_at_once(config, images.shape[1:], mesh)
+    _, *sides, channels = images.shape
+    batch = encoded_at_once(config, (sides[0], sides[1], channels), mesh)
     codes = encode.encode(net, images[:READOUT_OF], mesh, batch, "fit the read-out")
     fitted = readout.fit_whitened(
         codes, config.encode.readout_dim, config.encode.readout_power, config.encode.unit_length

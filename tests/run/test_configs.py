@@ -88,6 +88,7 @@ GOOD: dict[str, list[Any]] = {
     "report.queries": [1, 2, 1000],
     "report.learner": ["svc", "none", "rocchio"],
     "log.every_steps": [1, 3, 10**6],
+    "log.checkpoint_minutes": [1e-9, 3.0, 1e300],
     "log.checkpoint_steps": [0, 1, 2, 10**6],
     "log.probe_steps": [0, 1, 3],
     "log.tensorboard": [False],
