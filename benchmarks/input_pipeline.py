@@ -28,8 +28,7 @@ def main() -> None:
     mesh = measure.make_mesh(arguments.devices)
     shape = (arguments.images, *measure.IMAGE)
     images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    key = jax.random.key(0)
-    loaders = {kind: make_loader(kind, images, arguments.batch, key, mesh) for kind in LOADERS}
+    loaders = {kind: make_loader(kind, images, arguments.batch, 0, mesh) for kind in LOADERS}
 
     def empty(loader: Loader) -> None:
         for batch in loader(0, arguments.images // arguments.batch):
@@ -41,7 +40,7 @@ def main() -> None:
         arguments.rounds,
         warm_up=1,
     )
-    training = _training_seconds(arguments, loaders, mesh, key)
+    training = _training_seconds(arguments, loaders, mesh)
     rows, summary = [], {}
     fixed = training.pop("one batch")
     for kind in LOADERS:
@@ -70,14 +69,13 @@ def _training_seconds(
     arguments: argparse.Namespace,
     loaders: dict[str, Loader],
     mesh: jax.sharding.Mesh,
-    key: jax.Array,
 ) -> dict[str, np.ndarray]:
     """Seconds of `--steps` steps on batches of each loader, and on one batch again and again."""
     config = measure.net_config(
         10, "pooled", model__width=arguments.width, train__batch=arguments.batch
     )
     state, step, _ = measure.training_step(config, measure.untrained_net(config, mesh), mesh)
-    key = jax.device_put(key, sharding.replicated(mesh))
+    key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
     same = next(iter(loaders["resident"](0, 1)))
 
     def run(loader: Loader | None) -> None:

@@ -85,7 +85,8 @@ def training_step(
     From here on memory is kept as `loop.train` keeps it, which makes peers faster, too.
     """
     cpu.keep_freed_memory()
-    state = initial_state(net, make_optimizer(config.train, TOTAL_STEPS), mesh)
+    optimizer = make_optimizer(config.train, TOTAL_STEPS)
+    state = jax.jit(initial_state, static_argnums=1)(net, optimizer)
     whole = Phase(0, TOTAL_STEPS, None)
     call, seconds = compile_step(config, net, state, whole, IMAGE, mesh, steps, resident_images)
     return state, call, seconds

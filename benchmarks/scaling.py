@@ -250,7 +250,7 @@ def _compiled_step(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -
     net = measure.untrained_net(config, here)
     net = net._replace(mean=np.asarray(net.mean), std=np.asarray(net.std))
     optimizer = make_optimizer(config.train, measure.TOTAL_STEPS)
-    state = jax.eval_shape(lambda: initial_state(net, optimizer, here))
+    state = jax.eval_shape(lambda: initial_state(net, optimizer))
     phase = Phase(0, measure.TOTAL_STEPS, None)
     return compile_step(config, net, state, phase, measure.IMAGE, mesh)[0].as_text()
 

@@ -74,7 +74,9 @@ def get_config() -> ml_collections.ConfigDict:
     train.momentum = 0.9  # of AdamW its first moment's
     train.weight_decay = 0.0  # SGD: of all parameters; AdamW: of matrices, apart from the gradient
     train.clip_norm = 1.0  # of the gradient; 0 = none
-    train.dtype = "float32"  # of computation: float32, bfloat16
+    # What is computed in, also to encode: float32; tf32, float32 whose products an accelerator
+    # rounds to TF32, on a CPU the same as float32; bfloat16. Parameters are float32.
+    train.dtype = "float32"
     # Steps that the devices do in one call; 0 = by itself: an epoch on an accelerator, 1 on a CPU.
     # steps_per_call and remat change what is learnt by rounding only.
     train.steps_per_call = 0
@@ -83,7 +85,8 @@ def get_config() -> ml_collections.ConfigDict:
     train.corruption_amount = 0.0  # share of the 4x4 blocks masked, or the noise's deviation
 
     config.encode = encode = ml_collections.ConfigDict()
-    encode.batch = 512
+    # Images in one call; 0 = by itself: 512 on CPUs, 2,048 or what fits on each accelerator.
+    encode.batch = 0
     # What is done to codes before they are compared: plain, nothing; whitened, principal components
     # of the training images' codes, each divided by its variance to a power, then unit length.
     encode.readout = "plain"
@@ -114,7 +117,10 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.log = log = ml_collections.ConfigDict()
     log.every_steps = 20  # a line in metrics.jsonl
-    log.checkpoint_steps = 500
+    # A checkpoint is saved every so many minutes and at the end, while training goes on; at the end
+    # of a line, so after every_steps steps at the earliest.
+    log.checkpoint_minutes = 3.0
+    log.checkpoint_steps = 0  # and after every so many steps; 0 = by time alone
     # Training never sees a label. Every so many steps a nearest-neighbour classifier of images of
     # the database tells how much the codes know of the classes, in probes.jsonl; 0 = never.
     log.probe_steps = 0

@@ -301,7 +301,7 @@ class Table:
 
 # -- What is compared -----------------------------------------------------------------------------
 
-TIMES = {"seconds", "compile_seconds", "images_per_second"}
+TIMES = {"seconds", "compile_seconds", "probe_seconds", "saving_seconds", "images_per_second"}
 # Of an index, what tells how it came about rather than what is in it.
 HISTORY = {"added", "unchanged", "moved", "unseen", "dropped", "generation"}
 HISTORY |= {"commit", "commit_reason"}

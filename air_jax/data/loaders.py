@@ -1,9 +1,9 @@
 """Batches of training images, in the same order from each of three loaders.
 
 `resident` keeps the data set on the device, `tfdata` streams it through tf.data, `host` slices
-arrays in RAM. Order comes from `permutation(fold_in(key, epoch))`: it depends on nothing that
-would have to be saved, so a run that resumes in the middle of an epoch sees the batches that an
-uninterrupted one sees.
+arrays in RAM. The order of an epoch comes from the seed and the number of the epoch: it depends on
+nothing that would have to be saved, so a run that resumes in the middle of an epoch sees the
+batches that an uninterrupted one sees.
 """
 
 import collections
@@ -39,27 +39,17 @@ class Batches(NamedTuple):
 Loader = Callable[[int, int], Iterator[jax.Array | Batches]]
 
 
-def epoch_order(key: jax.Array, epoch: int, size: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, size: int) -> np.ndarray:
     """A permutation of `range(size)`, int32 [size]: the order of the images in an epoch."""
-    # On the CPU: on an accelerator it would stand in line behind the steps under way.
-    with jax.default_device(_host()):
-        key = jax.device_put(key, _host())
-        return np.asarray(jax.random.permutation(jax.random.fold_in(key, epoch), size))
-
-
-def _host() -> jax.Device | None:
-    """The CPU, also beside an accelerator; None (the default device) where JAX is kept off it."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return None
+    # NumPy's: on an accelerator JAX's would stand in line behind the steps under way.
+    return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
 
 
 def make_loader(
     kind: str,
     images: np.ndarray,
     batch_size: int,
-    key: jax.Array,
+    seed: int,
     mesh: Mesh,
     steps_per_batch: int = 1,
     steps_per_call: int = 1,
@@ -71,16 +61,16 @@ def make_loader(
             training, else "host".
         images: [N, S, S, C] uint8. The last, partial batch of an epoch is left out.
         batch_size: images in a batch.
-        key: of the order.
+        seed: of the order.
         mesh: batches are split over its devices.
         steps_per_batch: steps on each batch before the next.
-        steps_per_call: how many steps' batches are given at once; more than 1 needs images that
-            are `resident`.
+        steps_per_call: how many steps' batches are given at once.
 
     Returns:
         `loader(first, last)`: an iterator over uint8 [batch_size, S, S, C] on the devices, one for
-        each step from `first` to before `last`. With several steps in a call, over `Batches` of so
-        many steps each, the last of what is left.
+        each step from `first` to before `last`. With several steps in a call, over what so many
+        steps take, the last time those that are left: `Batches` of images that are `resident`, of
+        others uint8 [steps, batch_size, S, S, C].
 
     Raises:
         ValueError: an unknown kind.
@@ -89,9 +79,9 @@ def make_loader(
     if resident(kind, images.nbytes, mesh):
         stream = _resident_stream(images, mesh, steps_per_call)
     elif kind == "tfdata":
-        stream = _tfdata_stream(images, by_rows(mesh))
+        stream = _tfdata_stream(images, mesh, steps_per_call)
     else:
-        stream = _host_stream(images, by_rows(mesh))
+        stream = _host_stream(images, mesh, steps_per_call)
     per_epoch = len(images) // batch_size
 
     def positions(first: int, last: int) -> Iterator[np.ndarray]:
@@ -99,7 +89,7 @@ def make_loader(
         for step in range(first, last):
             epoch, batch = divmod(step // steps_per_batch, per_epoch)
             if epoch not in orders:
-                orders = {epoch: epoch_order(key, epoch, len(images))}
+                orders = {epoch: epoch_order(seed, epoch, len(images))}
             yield orders[epoch][batch * batch_size : (batch + 1) * batch_size]
 
     return lambda first, last: stream(positions(first, last))
@@ -129,8 +119,18 @@ def _stacks(positions: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]
         yield np.stack(steps)
 
 
-def _host_stream(images: np.ndarray, rows: NamedSharding) -> _Stream:
-    return lambda positions: prefetch((images[_own(batch)] for batch in positions), rows)
+def _host_stream(images: np.ndarray, mesh: Mesh, steps_per_call: int) -> _Stream:
+    def stream(positions: Iterator[np.ndarray]) -> Iterator[jax.Array]:
+        own = map(_own, positions)
+        taken = own if steps_per_call == 1 else _stacks(own, steps_per_call)
+        return prefetch((images[some] for some in taken), _split(mesh, steps_per_call))
+
+    return stream
+
+
+def _split(mesh: Mesh, steps_per_call: int) -> NamedSharding:
+    """How a batch, or a stack of several, lies on the devices."""
+    return by_rows(mesh) if steps_per_call == 1 else by_columns(mesh)
 
 
 def _own(batch: np.ndarray) -> np.ndarray:
@@ -138,22 +138,20 @@ def _own(batch: np.ndarray) -> np.ndarray:
     return batch[distributed.share(len(batch))]
 
 
-def _tfdata_stream(images: np.ndarray, rows: NamedSharding) -> _Stream:
+def _tfdata_stream(images: np.ndarray, mesh: Mesh, steps_per_call: int) -> _Stream:
     tf = import_tensorflow()
     source = tf.constant(images)
 
     def stream(positions: Iterator[np.ndarray]) -> Iterator[jax.Array]:
         # Many steps at a time leave Python: one by one takes twice as long.
-        batches = (
-            tf.data.Dataset.from_generator(
-                lambda: _stacks(map(_own, positions), 256),
-                output_signature=tf.TensorSpec(None, tf.int32),
-            )
-            .flat_map(tf.data.Dataset.from_tensor_slices)
-            .map(lambda batch: tf.gather(source, batch), tf.data.AUTOTUNE)
-            .prefetch(2)
-        )
-        return prefetch(batches.as_numpy_iterator(), rows)
+        taken = tf.data.Dataset.from_generator(
+            lambda: _stacks(map(_own, positions), 256),
+            output_signature=tf.TensorSpec(None, tf.int32),
+        ).flat_map(tf.data.Dataset.from_tensor_slices)
+        if steps_per_call > 1:
+            taken = taken.batch(steps_per_call)
+        batches = taken.map(lambda some: tf.gather(source, some), tf.data.AUTOTUNE).prefetch(2)
+        return prefetch(batches.as_numpy_iterator(), _split(mesh, steps_per_call))
 
     return stream
 
@@ -175,6 +173,8 @@ def prefetch(
     batches: Iterator[np.ndarray], sharding: NamedSharding, ahead: int = 2
 ) -> Iterator[jax.Array]:
     """Put batches on the devices, `ahead` of the one in use: copies overlap with computation.
+
+    A batch may be a stack of several.
 
     Of several processes each has the part for its own devices.
     """

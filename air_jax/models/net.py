@@ -1,5 +1,7 @@
 """A net: a module made functional, with the standardisation and the read-out of its codes."""
 
+import contextlib
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +19,30 @@ from air_jax.models.readout import Readout
 Module = Autoencoder | Embedder
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """What a net computes in. Its parameters are float32.
+
+    Attributes:
+        dtype: of the maps.
+        products: precision of convolutions and matrix products of float32 numbers, as
+            `jax.default_matmul_precision` names it. Unless told otherwise an accelerator rounds
+            their operands, to TF32 (10 bits of mantissa rather than 23) or bfloat16.
+    """
+
+    dtype: str
+    products: str
+
+
+# By the value of `train.dtype`. A CPU rounds no operands: there tf32 is float32.
+DTYPES = {
+    "float32": Precision("float32", "float32"),
+    "tf32": Precision("float32", "tensorfloat32"),
+    "bfloat16": Precision("bfloat16", "default"),
+}
+
+
 class Net(NamedTuple):
     """A module split by `nnx.split`, with the standardisation that it was trained on.
 
@@ -29,6 +55,7 @@ class Net(NamedTuple):
         mean: [C] float32, channel means of the training images in [0, 1].
         std: [C] float32, their standard deviations.
         readout: what is done to codes before they are compared; None leaves them as they are.
+        precision: what is computed in, static.
     """
 
     graphdef: nnx.GraphDef
@@ -37,6 +64,7 @@ class Net(NamedTuple):
     mean: jax.Array
     std: jax.Array
     readout: Readout | None = None
+    precision: Precision = DTYPES["float32"]
 
     @property
     def depth(self) -> int:
@@ -50,6 +78,10 @@ class Net(NamedTuple):
     def standardise_pixels(self, pixels: jax.Array) -> jax.Array:
         """Pixels [B, S, S, C] float32 in [0, 1] -> zero mean and unit variance by channel."""
         return (pixels - self.mean) / self.std
+
+    def computing(self) -> contextlib.AbstractContextManager[None]:
+        """Functions that are traced within compute in the net's precision."""
+        return jax.default_matmul_precision(self.precision.products)
 
     def module(self) -> Module:
         """The module, set to evaluation."""
@@ -109,9 +141,15 @@ def make_module(
     return Autoencoder(architecture, remat=remat, dtype=dtype, rngs=rngs)
 
 
-def make_net(model: Module, mean: np.ndarray | jax.Array, std: np.ndarray | jax.Array) -> Net:
+def make_net(
+    model: Module,
+    mean: np.ndarray | jax.Array,
+    std: np.ndarray | jax.Array,
+    precision: Precision = DTYPES["float32"],
+) -> Net:
     """Split a module into a `Net`; `mean` and `std` [C] are of pixels in [0, 1]."""
-    return Net(*nnx.split(model, nnx.Param, nnx.BatchStat), jnp.asarray(mean), jnp.asarray(std))
+    split = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return Net(*split, jnp.asarray(mean), jnp.asarray(std), precision=precision)
 
 
 def parameter_names(params: nnx.State) -> list[str]:

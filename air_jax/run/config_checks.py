@@ -20,7 +20,7 @@ from air_jax.feedback.engine import SHOW
 from air_jax.feedback.learners import LEARNERS
 from air_jax.models.architecture import Architecture
 from air_jax.models.conv_net import ConvArchitecture
-from air_jax.models.net import ENCODERS, architecture_of
+from air_jax.models.net import DTYPES, ENCODERS, architecture_of
 from air_jax.models.readout import READOUTS
 from air_jax.runtime.arguments import near_key
 from air_jax.runtime.command_line import flatten
@@ -39,7 +39,7 @@ CHOICES = {
     "train.optimizer": optimizer.OPTIMIZERS,
     "train.schedule": loop.SCHEDULES,
     "train.lr_schedule": optimizer.LR_SCHEDULES,
-    "train.dtype": loop.DTYPES,
+    "train.dtype": tuple(DTYPES),
     "train.corruption": objectives.CORRUPTIONS,
     "encode.readout": READOUTS,
     "retrieval.metric": METRICS,
@@ -53,7 +53,7 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
         (
             *("train.epochs", "train.batch", "train.steps_per_batch"),
             *("feedback.rounds", "feedback.marks_per_round", "report.queries"),
-            *("log.every_steps", "log.checkpoint_steps", "encode.readout_dim"),
+            *("log.every_steps", "encode.readout_dim"),
         ),
         lambda value: value >= 1,
         "at least 1",
@@ -64,11 +64,16 @@ RANGES: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
             *("data.keep_queries_per_class", "train.warmup_steps", "train.weight_decay"),
             *("train.clip_norm", "train.steps_per_call", "train.corruption_amount"),
             *("feedback.queries", "feedback.seed", "log.probe_steps", "train.view_size"),
+            "log.checkpoint_steps",
         ),
         lambda value: value >= 0,
         "0 or more",
     ),
-    (("train.learning_rate",), lambda value: 0 < value < math.inf, "a positive number"),
+    (
+        ("train.learning_rate", "log.checkpoint_minutes"),
+        lambda value: 0 < value < math.inf,
+        "a positive number",
+    ),
     (("train.views",), lambda value: value >= 2, "at least 2: views of an image are compared"),
     (("encode.readout_power",), lambda value: 0 <= value <= 1, "from 0 to 1"),
     (("train.momentum",), lambda value: 0 <= value < 1, "from 0 to below 1"),
@@ -232,11 +237,11 @@ def check_fit(
     architecture = architecture_of(config.model, image_shape)
     if size := config.train.view_size:
         architecture_of(config.model, (size, size, image_shape[2]))
-    _check_training(config, train_images or database, math.prod(image_shape), mesh)
+    _check_training(config, train_images or database, mesh)
     batch = config.encode.batch
-    if batch < 1 or batch % mesh.size:
+    if batch < 0 or batch % mesh.size:
         raise ValueError(
-            f"encode.batch={batch}: expected a positive multiple of the {mesh.size} devices"
+            f"encode.batch={batch}: expected a multiple of the {mesh.size} devices, or 0"
         )
     _check_memory(config, architecture, mesh)
     if not labelled:
@@ -261,9 +266,7 @@ def check_fit(
         )
 
 
-def _check_training(
-    config: ml_collections.ConfigDict, images: int, image_bytes: int, mesh: Mesh
-) -> None:
+def _check_training(config: ml_collections.ConfigDict, images: int, mesh: Mesh) -> None:
     """Refuse batches and steps that so many training images and devices do not give."""
     train = config.train
     if train.batch % mesh.size:
@@ -288,12 +291,6 @@ def _check_training(
         raise ValueError(
             f"train.schedule='greedy': {steps} steps (train.greedy_share={train.greedy_share} of "
             f"all) are too few for the {pairs} pairs of layers, one step each at least"
-        )
-    loader = config.data.loader
-    if train.steps_per_call > 1 and not loaders.resident(loader, images * image_bytes, mesh):
-        raise ValueError(
-            f"train.steps_per_call={train.steps_per_call} needs the images on the devices, but "
-            f"data.loader={loader!r} streams them; expected 1, or data.loader='resident'"
         )
 
 

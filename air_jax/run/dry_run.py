@@ -9,13 +9,13 @@ from air_jax.data.loaders import make_loader, resident
 from air_jax.models import encode
 from air_jax.models.architecture import configuration_name
 from air_jax.models.net import count_parameters
+from air_jax.run import trained_net
 from air_jax.run.jobs import Job
 from air_jax.run.work_directory import WorkDir
 from air_jax.runtime import sharding
 from air_jax.runtime.progress import duration, say
 from air_jax.training import loop
-from air_jax.training.optimizer import make_optimizer
-from air_jax.training.step import Phase, compile_step, initial_state
+from air_jax.training.step import Phase, compile_step
 
 TIMED_STEPS = 2
 TIMED_IN_ONE_CALL = 20  # likewise, where the devices do several steps in one call
@@ -47,23 +47,29 @@ def measure(job: Job) -> Measured:
     batch = config.train.batch
     total = loop.count_steps(config.train, len(images))
     per_call = min(loop.steps_per_call(config, images, mesh), TIMED_IN_ONE_CALL)
-    net = loop.new_net(config, images.shape[1:], *loop.channel_statistics(images), mesh)
-    state = initial_state(net, make_optimizer(config.train, total), mesh)
+    statistics = loop.channel_statistics(images)
+    net, state = loop.new_net_and_state(config, images.shape[1:], *statistics, mesh, total)
+    on_device = resident(config.data.loader, images.nbytes, mesh)
     say("compiling the train step (seconds to a minute)")
     step, compile_seconds = compile_step(
-        config, net, state, Phase(0, total, None), images.shape[1:], mesh, per_call, len(images)
+        config,
+        net,
+        state,
+        Phase(0, total, None),
+        images.shape[1:],
+        mesh,
+        per_call,
+        len(images) if on_device else 0,
     )
     memory = step.memory_analysis()
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes if memory else 0
-    if per_call == 1 and resident(config.data.loader, images.nbytes, mesh):
+    if per_call == 1 and on_device:
         held += images.nbytes  # several steps in one call have the images as an argument
     key = sharding.put(jax.random.key(0), sharding.replicated(mesh))
     calls = 2 if per_call > 1 else 1 + TIMED_STEPS
     timed = (calls - 1) * per_call
     say(f"timing {timed} steps of {batch} images")
-    load = make_loader(
-        config.data.loader, images, batch, jax.random.key(0), mesh, steps_per_call=per_call
-    )
+    load = make_loader(config.data.loader, images, batch, 0, mesh, steps_per_call=per_call)
     batches = load(0, calls * per_call)
     state, _ = step(state, next(batches), key)
     jax.block_until_ready(state)
@@ -78,7 +84,7 @@ def measure(job: Job) -> Measured:
 def encoding_rate(job: Job) -> float:
     """Images a second that a net of the config encodes, from `TIMED_BATCHES` batches."""
     config, mesh = job.config, job.mesh
-    batch = config.encode.batch
+    batch = trained_net.encoded_at_once(config, job.dataset.images.shape[1:], mesh)
     images = job.dataset.images[: TIMED_BATCHES * batch]
     say(f"timing the encoder on {len(images):,} images")
     net = loop.new_net(config, images.shape[1:], *loop.channel_statistics(images), mesh)

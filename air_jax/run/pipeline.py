@@ -19,7 +19,7 @@ from air_jax.run.work_directory import (
     RETRIEVAL_FILE,
     WorkDir,
 )
-from air_jax.runtime import distributed
+from air_jax.runtime import distributed, sharding
 from air_jax.runtime.atomic_files import read_npz
 from air_jax.runtime.checksums import hash_of
 from air_jax.runtime.command_line import flatten
@@ -70,9 +70,11 @@ def _train(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         "steps": trained.steps,
         "batch": config.train.batch,
         "dtype": config.train.dtype,
+        "precision": precision_of(config.train.dtype),
         "seconds": trained.seconds,
         "compile_seconds": trained.compile_seconds,
         "probe_seconds": trained.probe_seconds,
+        "saving_seconds": trained.saving_seconds,
         "images_per_second": trained.steps * config.train.batch / trained.seconds,
         "parameters": count_parameters(trained.net.params),
     }
@@ -99,12 +101,13 @@ def _held_out(job: Job, workdir: WorkDir, net: Net, images: np.ndarray) -> dict[
     config = job.config
     held_out = job.query_images()
     say(f"train: loss on {len(held_out):,} held-out images")
-    losses = encode.held_out_losses(net, held_out, job.mesh, config.encode.batch)
+    batch = trained_net.encoded_at_once(config, held_out.shape[1:], job.mesh)
+    losses = encode.held_out_losses(net, held_out, job.mesh, batch)
     std = np.asarray(net.std)
 
     shown = held_out[job.some_queries(RECONSTRUCTED, seed=0)]
-    codes = encode.encode(net, shown, job.mesh, config.encode.batch, label=None)
-    standardised = encode.reconstruct(net, shown, codes, job.mesh, config.encode.batch)
+    codes = encode.encode(net, shown, job.mesh, batch, label=None)
+    standardised = encode.reconstruct(net, shown, codes, job.mesh, batch)
     pixels = (standardised * std + np.asarray(net.mean)) * 255
     workdir.write_npz(
         RECONSTRUCTIONS_FILE,
@@ -115,7 +118,7 @@ def _held_out(job: Job, workdir: WorkDir, net: Net, images: np.ndarray) -> dict[
     result: dict[str, Any] = {
         "loss": losses.loss,
         "constant_loss": baselines.constant_loss(images, held_out, std),
-        "pca_loss": baselines.pca_loss(images, held_out, std, config.model.code_dim),
+        "pca_loss": baselines.kept_pca_loss(images, held_out, std, config.model.code_dim),
         "code_shuffled_loss": losses.code_shuffled_loss,
     }
     if result["pca_loss"] is None:
@@ -125,6 +128,11 @@ def _held_out(job: Job, workdir: WorkDir, net: Net, images: np.ndarray) -> dict[
     if losses.code_shuffled_loss is None:
         result["code_shuffled_loss_reason"] = "there is one query, and no other image's code"
     return result
+
+
+def precision_of(dtype: str) -> str:
+    """What is computed in with this `train.dtype` on these devices: CPUs have no TF32."""
+    return "float32" if dtype == "tf32" and sharding.on_cpu() else dtype
 
 
 def make_probe(job: Job) -> loop.Probe | None:
@@ -139,10 +147,11 @@ def make_probe(job: Job) -> loop.Probe | None:
     positions = np.random.default_rng(0).permutation(job.database)[: PROBE_QUERIES + PROBE_DATABASE]
     count = min(PROBE_QUERIES, len(positions) // 2)
     images, labels = job.dataset.images[positions], job.labels()[positions]
+    batch = trained_net.encoded_at_once(config, images.shape[1:], job.mesh)
 
     def probe(net: Net) -> dict[str, float]:
         net = trained_net.ready(net, config, images[count:], job.mesh)
-        codes = encode.encode(net, images, job.mesh, config.encode.batch, label=None)
+        codes = encode.encode(net, images, job.mesh, batch, label=None)
         neighbours = KNeighborsClassifier(min(PROBE_NEIGHBOURS, len(codes) - count))
         neighbours.fit(codes[count:], labels[count:])
         return {"knn_accuracy": float(neighbours.score(codes[:count], labels[:count]))}
@@ -151,33 +160,38 @@ def make_probe(job: Job) -> loop.Probe | None:
 
 
 def _encode(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
-    config, batch = job.config, job.config.encode.batch
+    config = job.config
     trained = workdir.result("train")
     assert trained, "stages are done in order"
     net = loop.load_net(config, workdir.path, job.mesh, trained["steps"])
     training_images = job.dataset.images[job.training_positions()[: trained_net.MOST_IMAGES]]
-    net = trained_net.ready(net, config, training_images, job.mesh)
     shape = training_images.shape[1:]
+    batch = trained_net.encoded_at_once(config, shape, job.mesh)
+    net = trained_net.ready(net, config, training_images, job.mesh)
     kept = trained_net.about(workdir.path, flatten(config), trained["steps"], shape)
     if distributed.is_first():
         net_file.write(workdir / NET_FILE, net_file.keep(net, kept))
-    images = np.concatenate([job.database_images(), job.query_images()])
+    images = encode.on_devices(
+        np.concatenate([job.database_images(), job.query_images()]), job.mesh
+    )
     encode.encode(net, images[:batch], job.mesh, batch, label=None)  # compiles
     started = time.monotonic()
     codes = encode.encode(net, images, job.mesh, batch)
     seconds = time.monotonic() - started
-    fresh = loop.new_net(config, shape, net.mean, net.std, job.mesh)
-    fresh = trained_net.ready(fresh, config, training_images, job.mesh)
-    untrained = encode.encode(fresh, images, job.mesh, batch, label="encode, untrained net")
     size = len(job.database)
+    untrained = {}
+    if "untrained" in config.retrieval.baselines:
+        fresh = loop.new_net(config, shape, net.mean, net.std, job.mesh)
+        fresh = trained_net.ready(fresh, config, training_images, job.mesh)
+        made = encode.encode(fresh, images, job.mesh, batch, label="encode, untrained net")
+        untrained = {"untrained_database": made[:size], "untrained_query": made[size:]}
     workdir.write_npz(
         CODES_FILE,
         database=codes[:size],
         query=codes[size:],
-        untrained_database=untrained[:size],
-        untrained_query=untrained[size:],
         database_index=job.database,
         query_index=job.queries,
+        **untrained,
         **_labels(job),
     )
     result = {
@@ -262,7 +276,7 @@ def baseline_ap(name: str, job: Job) -> np.ndarray:
     """Average precision [Q] float64 of the first retrieval by one of `baselines.WITHOUT_NET`."""
     images = job.database_images(), job.query_images()
     say(f"retrieve: {name} codes of {len(images[0]):,} images")
-    database, queries = baselines.codes(name, *images, job.config.model.code_dim)
+    database, queries = baselines.kept_codes(name, *images, job.config.model.code_dim)
     items = full_ranking.relevant_items(job.query_labels(), job.database_labels())
     ranks = full_ranking.ranks_by_distance(
         DeviceCodes(database), queries, items, label=f"retrieve by {name}"

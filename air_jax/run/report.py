@@ -327,7 +327,8 @@ def _named(model: dict[str, Any]) -> str:
 
 def _told(training: dict[str, Any]) -> str:
     """Losses of a training that reconstructs, and its speed."""
-    rate = f"{training['images_per_second']:,.0f} images/s"
+    precision = training.get("precision", training["dtype"])  # older records have the key alone
+    rate = f"{training['images_per_second']:,.0f} images/s in {precision}"
     if training["loss"] is None:
         return f"{training['objective']}, {training['views_per_second']:,.0f} views/s, {rate}"
     return (

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 import air_jax
 from air_jax.configs import default
 from air_jax.models import encode, net_file, readout
-from air_jax.models.net import Net
+from air_jax.models.net import Net, architecture_of
 from air_jax.models.net_file import KeptNet
 from air_jax.run.work_directory import CONFIG_FILE, NET_FILE
 from air_jax.runtime import sharding
@@ -27,7 +28,17 @@ READOUT_OF = 10_000  # training images
 MOST_IMAGES = max(STATISTICS_OF, READOUT_OF)  # that `ready` looks at
 
 
-def ready(net: Net, config: ml_collections.ConfigDict, images: np.ndarray, mesh: Mesh) -> Net:
+def encoded_at_once(
+    config: ml_collections.ConfigDict, image_shape: tuple[int, int, int], mesh: Mesh
+) -> int:
+    """Images (S, S, C) in one call of the encoder, by `encode.batch`."""
+    width = architecture_of(config.model, image_shape).width
+    return encode.batch_size(config.encode.batch, image_shape, width, mesh)
+
+
+def ready(
+    net: Net, config: ml_collections.ConfigDict, images: np.ndarray | jax.Array, mesh: Mesh
+) -> Net:
     """A net as training left it, made ready to encode whole images.
 
     A net that was trained on views gets the statistics of whole images; with
@@ -36,7 +47,8 @@ def ready(net: Net, config: ml_collections.ConfigDict, images: np.ndarray, mesh:
     Args:
         net: as `loop.train` leaves it.
         config: the run's.
-        images: the training images [N, S, S, C] uint8; the first of them are used.
+        images: the training images [N, S, S, C] uint8; the first of them are used. Of one process
+            also as `encode.on_devices` gives them.
         mesh: of all devices.
     """
     if config.train.objective != "reconstruction":
@@ -45,7 +57,9 @@ def ready(net: Net, config: ml_collections.ConfigDict, images: np.ndarray, mesh:
         net = sharding.put(net, sharding.replicated(mesh))
     if config.encode.readout == "plain":
         return net
-    codes = encode.encode(net, images[:READOUT_OF], mesh, config.encode.batch, "fit the read-out")
+    _, *sides, channels = images.shape
+    batch = encoded_at_once(config, (sides[0], sides[1], channels), mesh)
+    codes = encode.encode(net, images[:READOUT_OF], mesh, batch, "fit the read-out")
     fitted = readout.fit_whitened(
         codes, config.encode.readout_dim, config.encode.readout_power, config.encode.unit_length
     )

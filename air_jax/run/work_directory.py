@@ -59,7 +59,10 @@ _READS = {
 }
 # Where the data lies and how it travels does not change what is computed from it, nor how the
 # computation is cut into calls.
-_WITHOUT_EFFECT = ("data.dir", "data.loader", "train.steps_per_call", "train.remat")
+_WITHOUT_EFFECT = (
+    *("data.dir", "data.loader", "train.steps_per_call", "train.remat"),
+    "encode.batch",
+)
 
 
 def all_needs(stage: str) -> tuple[str, ...]:
@@ -76,11 +79,14 @@ def config_hash(config: ml_collections.ConfigDict) -> str:
 
 def stage_keys(config: ml_collections.ConfigDict, stage: str) -> dict[str, Any]:
     """The keys of the config that change what a stage computes itself."""
-    return {
+    keys = {
         key: value
         for key, value in flatten(config).items()
         if {key, key.split(".")[0]} & {*_SECTIONS[stage]} and key not in _WITHOUT_EFFECT
     }
+    if stage == "encode":
+        keys["codes of the untrained net"] = "untrained" in config.retrieval.baselines
+    return keys
 
 
 def stage_code(config: ml_collections.ConfigDict, stage: str) -> dict[str, dict[str, Any]]:

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from air_jax.runtime.atomic_files import write_json
 
 CHECKSUMS_FILE = "checksums.json"
@@ -24,6 +26,13 @@ CHECKSUMS_FILE = "checksums.json"
 def hash_of(value: Any) -> str:
     """SHA-256 of anything that JSON can hold, as 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def hash_of_array(array: np.ndarray) -> str:
+    """SHA-256 of an array's dtype, shape and numbers."""
+    found = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
 
 
 def hash_of_code(function: Callable[..., Any]) -> str:

@@ -12,6 +12,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from air_jax.runtime import distributed
 
 
+def on_cpu() -> bool:
+    """Whether JAX computes on CPUs: the one switch for what is faster another way there."""
+    return jax.default_backend() == "cpu"
+
+
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
     """A one-dimensional mesh ("data",) over some devices; by default over those of all processes.
 

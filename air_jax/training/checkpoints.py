@@ -4,6 +4,7 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -32,34 +33,80 @@ class Checkpoints:
     A folder appears under its name only when it is whole: a process killed while saving leaves
     the states before it. In it are the checksums of its files, since neither Orbax nor TensorStore
     notices every flipped byte. All processes of a run call each method alike.
+
+    A thread writes, so that training can go on meanwhile. Every method first waits for the state
+    that is being written.
     """
 
     def __init__(self, directory: Path, keep: int = 2):
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
-            # Saved before the next step donates the buffers away (orbax#626).
+            # Our thread writes the checksums, too, and reports errors.
             enable_async_checkpointing=False,
             cleanup_tmp_directories=True,  # of processes that were killed while saving
         )
         self.directory = directory
         self._manager = ocp.CheckpointManager(directory.resolve(), options=options)
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._saving: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._manager.close()
 
     def latest_step(self) -> int | None:
         """The step of the newest state; None if there is none."""
+        self.wait()
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, info: dict[str, Any]) -> None:
         """Save a pytree of arrays and a small dictionary that JSON can hold.
 
         Raises:
-            OSError: it cannot be written; those before it are as they were.
+            OSError: it, or the state before, cannot be written; those before are as they were.
         """
+        self.save_meanwhile(step, state, info)
+        self.wait()
+
+    def save_meanwhile(self, step: int, state: Any, info: dict[str, Any]) -> None:
+        """As `save`, but a thread writes the state, and `check` and `wait` raise its errors.
+
+        Args:
+            step: of training.
+            state: nobody may donate its buffers, which may be read until `wait` returns
+                (orbax#626).
+            info: nobody may change it.
+        """
+        self.wait()
+        if distributed.processes() > 1:
+            # Orbax's barriers compute on the devices, in which a thread would disturb the order.
+            self._save(step, state, info)
+        else:
+            self._saving = self._thread.submit(self._save, step, state, info)
+
+    def check(self) -> None:
+        """Raise the error of a save that has failed; do not wait for one under way."""
+        if self._saving is not None and self._saving.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the state that is being written.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def _save(self, step: int, state: Any, info: dict[str, Any]) -> None:
         folder = self.directory / str(step)
         try:
             with _without_tracebacks():
@@ -85,6 +132,7 @@ class Checkpoints:
         Raises:
             ValueError: the folder is damaged or holds another net; the message names it.
         """
+        self.wait()
         folder = self.directory / str(step)
         # One without checksums is taken as it is: Orbax made it whole before they were written.
         if found := distributed.from_first(lambda: damage(folder)):
@@ -113,6 +161,7 @@ class Checkpoints:
         Raises:
             ValueError: all are damaged, or they hold another net.
         """
+        self.wait()
         steps = sorted(self._manager.all_steps(), reverse=True)
         errors: list[ValueError] = []
         for step in steps:

@@ -17,7 +17,7 @@ from air_jax.models.autoencoder import pair_parameters
 from air_jax.models.net import Net, parameter_names
 from air_jax.runtime import sharding
 from air_jax.training.objectives import Metrics, Objective, make_objective
-from air_jax.training.optimizer import make_optimizer, norms
+from air_jax.training.optimizer import learning_rate, make_optimizer, norms
 
 
 class TrainState(NamedTuple):
@@ -116,14 +116,13 @@ def _of_pair(tree: nnx.State, pair: int, net: Net) -> nnx.State:
     return jax.tree.unflatten(structure, kept)
 
 
-def initial_state(net: Net, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state of step 0, a copy on each device of the mesh.
+def initial_state(net: Net, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state of step 0. For use in jit, with `net` made outside or inside of it.
 
     It shares no buffer with `net`: the train step donates its state, and `net` stays usable.
     """
     params, stats = jax.tree.map(jnp.copy, (net.params, net.stats))
-    state = TrainState(jnp.int32(0), params, stats, optimizer.init(params))
-    return sharding.put(state, sharding.replicated(mesh))
+    return TrainState(jnp.int32(0), params, stats, optimizer.init(params))
 
 
 def compile_step(
@@ -146,42 +145,49 @@ def compile_step(
         image_shape: (S, S, C).
         mesh: devices to train on.
         steps: done in one call. Several are a loop on the device.
-        resident_images: of the set that several steps take their batches from.
+        resident_images: of the set that several steps take their batches from; 0: they are given
+            a stack of batches.
 
     Returns:
-        run(state, batch, key) and the seconds that compiling took. `batch` is [B, S, S, C] uint8,
-        or `Batches` of several steps; the metrics that it returns have a leading axis for steps.
+        run(state, batch, key) and the seconds that compiling took. `batch` is [B, S, S, C] uint8;
+        of several steps `Batches`, or [steps, B, S, S, C] uint8. The metrics that it returns are
+        those of `train_step` and the "learning_rate", and have a leading axis for steps.
     """
-    one_step = partial(
+    of_phase = partial(
         train_step,
         net=net,
         optimizer=make_optimizer(config.train, phase.end - phase.start),
         objective=make_objective(config.train, image_shape[0], phase.pair),
         pair=phase.pair,
     )
+    rate = learning_rate(config.train, phase.end - phase.start)
     whole, rows, batch = sharding.replicated(mesh), sharding.by_rows(mesh), config.train.batch
+
+    def one_step(state: TrainState, images: jax.Array, key: jax.Array) -> Stepped:
+        after, metrics = of_phase(state, images, key)
+        return after, metrics | {"learning_rate": jnp.float32(rate(state.step - phase.start))}
 
     # The names are those that profiles and logs of compilations show.
     def train_one_step(state: TrainState, images: jax.Array, key: jax.Array) -> Stepped:
         state, metrics = one_step(state, images, key)
         return state, {name: value[None] for name, value in metrics.items()}
 
-    def train_steps(state: TrainState, batches: Batches, key: jax.Array) -> Stepped:
-        def body(state: TrainState, positions: jax.Array) -> Stepped:
-            images = jax.lax.with_sharding_constraint(batches.images[positions], rows)
-            return one_step(state, images, key)
+    def train_steps(state: TrainState, batches: Batches | jax.Array, key: jax.Array) -> Stepped:
+        def body(state: TrainState, taken: jax.Array) -> Stepped:
+            images = batches.images[taken] if isinstance(batches, Batches) else taken
+            return one_step(state, jax.lax.with_sharding_constraint(images, rows), key)
 
-        return jax.lax.scan(body, state, batches.positions)
+        each = batches.positions if isinstance(batches, Batches) else batches
+        return jax.lax.scan(body, state, each)
 
-    function: Callable[..., Stepped] = train_one_step
-    split: Any = rows
-    shapes: Any = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
-    if steps > 1:
-        function = train_steps
-        split = Batches._make((whole, sharding.by_columns(mesh)))
+    function: Callable[..., Stepped] = train_one_step if steps == 1 else train_steps
+    split: Any = rows if steps == 1 else sharding.by_columns(mesh)
+    stack = (batch,) if steps == 1 else (steps, batch)
+    shapes: Any = jax.ShapeDtypeStruct((*stack, *image_shape), jnp.uint8)
+    if steps > 1 and resident_images:
+        split = Batches._make((whole, split))
         set_of_images = jax.ShapeDtypeStruct((resident_images, *image_shape), jnp.uint8)
-        positions = jax.ShapeDtypeStruct((steps, batch), jnp.int32)
-        shapes = Batches._make((set_of_images, positions))
+        shapes = Batches._make((set_of_images, jax.ShapeDtypeStruct(stack, jnp.int32)))
     jitted = jax.jit(
         function,
         donate_argnums=0,
@@ -189,5 +195,6 @@ def compile_step(
         out_shardings=(whole, whole),
     )
     started = time.monotonic()
-    compiled = jitted.lower(state, shapes, jax.random.key(0)).compile()
+    with net.computing():
+        compiled = jitted.lower(state, shapes, jax.random.key(0)).compile()
     return compiled, time.monotonic() - started

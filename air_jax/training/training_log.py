@@ -13,7 +13,6 @@ from typing import Any, TextIO
 
 import jax
 import numpy as np
-import optax
 
 from air_jax.runtime import distributed
 
@@ -42,7 +41,6 @@ class TrainingLog:
         window: what `window` was there.
         every_steps: a line holds the means over the steps since the line before.
         batch: images in a step.
-        learning_rate: by step.
         gradients_at: steps that get a line in `gradients.jsonl`, of the gradient's norm by
             parameter.
         parameters: their names.
@@ -60,13 +58,12 @@ class TrainingLog:
         window: Sequence[dict[str, float]] = (),
         every_steps: int,
         batch: int,
-        learning_rate: optax.Schedule,
         gradients_at: tuple[int, ...],
         parameters: list[str],
         tensorboard: bool = False,
     ):
         self._step = resumed_at
-        self.every_steps, self.batch, self.learning_rate = every_steps, batch, learning_rate
+        self.every_steps, self.batch = every_steps, batch
         self.note = ""  # the newest loss, for the progress bar
         self._pending: list[tuple[int, dict[str, jax.Array], float]] = []
         # The scalar metrics, and the seconds, of the settled steps since the last line.
@@ -86,7 +83,8 @@ class TrainingLog:
 
         Args:
             step: the call's last, counted from 1.
-            metrics: of each of its steps, {"loss": [steps], ...}.
+            metrics: of each of its steps, {"loss": [steps], ...}, as `compile_step`'s call returns
+                them.
             started: when it was dispatched (`time.monotonic`).
         """
         if step // self.every_steps > (step - len(metrics["loss"])) // self.every_steps:
@@ -141,13 +139,13 @@ class TrainingLog:
             self._tensorboard.close()
 
     def _write(self) -> None:
-        names = self.window[-1]
-        means = {name: float(np.mean([step[name] for step in self.window])) for name in names}
+        names = self.window[-1].keys() - {"learning_rate"}
+        means = {name: float(np.mean([s[name] for s in self.window])) for name in sorted(names)}
         seconds = means.pop("seconds")
         line = {
             "step": self._step,
             **means,
-            "learning_rate": float(self.learning_rate(self._step - 1)),
+            "learning_rate": self.window[-1]["learning_rate"],
             "images_per_second": self.batch / max(seconds, 1e-9),
         }
         self.note = f"loss {line['loss']:.4f}"

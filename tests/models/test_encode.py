@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from accelerator import counting
 from conftest import class_images
 
 from air_jax.models import encode
@@ -40,6 +41,58 @@ def test_padding_of_the_last_batch_compiles_nothing_more(net, mesh):
     compiled = encode.encode_batch._cache_size()
     encode.encode(net, IMAGES, mesh, batch=32, label=None)
     assert encode.encode_batch._cache_size() == compiled
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("devices", ["mesh", "mesh4"])
+def test_images_on_an_accelerator_are_encoded_where_they_lie(
+    small_config, devices, request, plays_accelerator
+):
+    mesh = request.getfixturevalue(devices)
+    net = loop.new_net(small_config, (8, 8, 3), *loop.channel_statistics(IMAGES), mesh)
+    expected = encode.encode(net, IMAGES, mesh, batch=32, label=None)
+    resident = encode.on_devices(IMAGES, mesh)
+    assert isinstance(resident, jax.Array)
+    encode.encode(net, resident, mesh, batch=32, label=None)
+    with counting() as counts, jax.transfer_guard_host_to_device("disallow"):
+        codes = encode.encode(net, resident, mesh, batch=32, label=None)
+    np.testing.assert_allclose(codes, expected, rtol=1e-4, atol=1e-5)
+    assert not counts.compilations
+    assert len(counts.round_trips) == 3  # a batch each
+
+
+def test_a_batch_suits_the_devices_unless_it_is_asked_for(mesh4, mesh, plays_accelerator):
+    assert encode.batch_size(7, (32, 32, 3), 64, mesh) == 7
+    assert encode.batch_size(0, (32, 32, 3), 64, mesh) == 2048
+    assert encode.batch_size(0, (32, 32, 3), 64, mesh4) == 4 * 2048
+    assert encode.batch_size(0, (224, 224, 3), 64, mesh) == 2**30 // (4 * 224 * 224 * 64)
+
+
+def test_a_cpu_keeps_batches_that_its_cache_holds(mesh, mesh4):
+    assert encode.batch_size(0, (32, 32, 3), 64, mesh) == 512
+    assert encode.batch_size(0, (32, 32, 3), 64, mesh4) == 512
+    assert encode.on_devices(IMAGES, mesh) is IMAGES
+
+
+@pytest.mark.parametrize(
+    ("dtype", "products"), [("float32", "HIGHEST"), ("tf32", "HIGH"), ("bfloat16", "DEFAULT")]
+)
+def test_products_have_the_precision_of_the_nets_dtype(small_config, mesh, dtype, products):
+    small_config.train.dtype = dtype
+    net = loop.new_net(small_config, (8, 8, 3), *loop.channel_statistics(IMAGES), mesh)
+    lowered = encode.encode_batch.lower(net, IMAGES[:4]).as_text()
+    kinds = [
+        line for line in lowered.splitlines() if "convolution" in line or "dot_general" in line
+    ]
+    assert len(kinds) >= 3
+    if dtype == "bfloat16":
+        assert all("bf16" in line for line in kinds)
+        assert not any("HIGH" in line for line in kinds)
+    else:
+        assert all(
+            f"{products}, {products}]" in line.replace("#stablehlo<precision ", "").replace(">", "")
+            for line in kinds
+        ), kinds
 
 
 def test_reconstructions_from_own_codes_are_those_of_the_autoencoder(net, mesh):

@@ -53,8 +53,15 @@ def test_a_changed_evaluation_key_redoes_its_stage_and_the_report_only(folder):
 
 
 def test_a_changed_encoding_redoes_all_that_reads_codes(folder):
-    reasons = redone(folder, changed(folder.config, **{"encode.batch": 64}))
+    reasons = redone(folder, changed(folder.config, **{"encode.readout_dim": 64}))
     assert list(reasons) == ["encode", "retrieve", "feedback", "report"]
+
+
+def test_codes_of_the_untrained_net_are_made_when_they_are_first_asked_for(folder):
+    without = changed(folder.config, **{"retrieval.baselines": ("random", "pixels")})
+    assert redone(folder, without)["encode"] == "codes of the untrained net was True, now False"
+    fewer = changed(folder.config, **{"retrieval.baselines": ("random", "untrained")})
+    assert list(redone(folder, fewer)) == ["retrieve", "report"]
 
 
 def test_setting_aside_refuses_a_folder_that_is_no_run(small_config, tmp_path):
@@ -63,9 +70,9 @@ def test_setting_aside_refuses_a_folder_that_is_no_run(small_config, tmp_path):
         WorkDir(tmp_path, small_config, "data").set_aside()
 
 
-@pytest.mark.parametrize("key", ["log.every_steps", "data.loader", "data.dir"])
+@pytest.mark.parametrize("key", ["log.every_steps", "data.loader", "data.dir", "encode.batch"])
 def test_keys_without_effect_on_the_results_redo_nothing(folder, key):
-    value = {"log.every_steps": 99, "data.loader": "host", "data.dir": "elsewhere"}[key]
+    value = {"data.loader": "host", "data.dir": "elsewhere"}.get(key, 96)
     config = changed(folder.config, **{key: value})
     assert redone(folder, config) == {}
     WorkDir(folder.path, config, "data").check()

@@ -15,8 +15,7 @@ from air_jax.models.net import count_parameters
 from air_jax.runtime import sharding
 from air_jax.search import device_codes, full_ranking
 from air_jax.training import loop
-from air_jax.training.optimizer import make_optimizer
-from air_jax.training.step import Phase, compile_step, initial_state
+from air_jax.training.step import Phase, compile_step
 from benchmarks import communication
 from benchmarks.communication import Collective
 
@@ -118,8 +117,7 @@ def test_other_text_other_kinds_and_unknown_groups_are_errors():
 
 def compiled_step(config, mesh, **options):
     half = np.full(3, 0.5, np.float32)
-    net = loop.new_net(config, (8, 8, 3), half, half / 2, mesh)
-    state = initial_state(net, make_optimizer(config.train, 10), mesh)
+    net, state = loop.new_net_and_state(config, (8, 8, 3), half, half / 2, mesh, 10)
     phase = Phase(0, 10, None)
     compiled, _ = compile_step(config, net, state, phase, (8, 8, 3), mesh, **options)
     text = compiled.as_text()

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 from conftest import class_images
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances
 
 from air_jax.data import datasets, splits
@@ -59,6 +61,65 @@ def test_whitened_patches_have_unit_variance_but_for_the_floor(dictionary):
     eigenvalues = np.linalg.eigvalsh(dictionary.whitening.matrix)
     assert eigenvalues.min() > 0
     assert eigenvalues.max() <= 1 / np.sqrt(patches.WHITENING_FLOOR) + 1e-4
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("samples", [200, 30])
+def test_principal_components_are_scikit_learns_but_for_their_signs(samples):
+    rng = np.random.default_rng(0)
+    codes = rng.standard_normal((samples, 50)) * np.linspace(3, 0.1, 50) + 7
+    codes = codes.astype(np.float32)
+    expected = PCA(8, svd_solver="full").fit(codes.astype(np.float64))
+    pca = baselines.fit_pca(codes, 8)
+    np.testing.assert_allclose(pca.variances, expected.explained_variance_, rtol=1e-4)
+    ours, theirs = baselines.reduce(pca, codes), expected.transform(codes)
+    signs = np.sign(np.sum(ours * theirs, axis=0))
+    np.testing.assert_allclose(ours * signs, theirs, atol=2e-3)
+    assert baselines.fit_pca(codes, 100).axes.shape == (50, min(samples, 50))
+
+
+def test_the_loss_of_pca_is_scikit_learns_or_none_where_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setenv("AIR_JAX_CACHE", str(tmp_path))
+    images, _ = class_images(300)
+    std = np.array([0.2, 0.3, 0.25])
+    training, held_out = (part / std / 255 for part in (images[:250], images[250:]))
+    pca = PCA(10, svd_solver="full").fit(training.reshape(250, -1))
+    flat = held_out.reshape(50, -1)
+    expected = np.mean((flat - pca.inverse_transform(pca.transform(flat))) ** 2)
+    for _ in range(2):  # made, and kept
+        found = baselines.kept_pca_loss(images[:250], images[250:], std, 10)
+        assert found == pytest.approx(expected, rel=1e-4)
+    grey = np.repeat(images[:, :, :, :1], 3, axis=3)
+    for _ in range(2):
+        assert baselines.kept_pca_loss(grey[:250], grey[250:], std, 64) is not None
+        assert baselines.kept_pca_loss(grey[:250], grey[250:], std, 65) is None
+    assert len(list((tmp_path / "baselines").iterdir())) == 3
+
+
+@pytest.mark.gpu
+def test_centroids_are_as_near_to_their_patches_as_scikit_learns(images, monkeypatch):
+    rng = np.random.default_rng(0)
+    chosen = patches.random_patches(images, rng)
+    white = patches.learn_whitening(chosen)
+    points = ((chosen - white.mean) @ white.matrix).astype(np.float32)
+    monkeypatch.setattr(baselines, "KMEANS_BLOCK", 300)  # does not divide the patches
+    ours = baselines.find_centroids(points, 30)
+    theirs = MiniBatchKMeans(30, batch_size=4096, n_init=1, random_state=0).fit(points)
+
+    def spread(centroids):
+        return np.square(pairwise_distances(points, centroids).min(axis=1)).mean()
+
+    assert spread(ours) <= 1.01 * spread(theirs.cluster_centers_)
+
+
+def test_codes_without_a_net_are_kept_for_later_runs(images, tmp_path, monkeypatch):
+    monkeypatch.setenv("AIR_JAX_CACHE", str(tmp_path))
+    made = baselines.kept_codes("kmeans", images[:30], images[30:], 8)
+    assert len(list((tmp_path / "baselines").iterdir())) == 1
+    monkeypatch.setattr(baselines.cache, "write_npz", None)  # nothing is made again
+    kept = baselines.kept_codes("kmeans", images[:30], images[30:], 8)
+    for ours, theirs in zip(made, kept, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("name", ["kmeans", "smt"])

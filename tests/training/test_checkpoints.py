@@ -129,6 +129,42 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_that_names_it(tmp_path,
         assert checkpoints.restore_newest(STATE).step == 1
 
 
+def test_an_error_of_the_thread_that_writes_is_raised_at_the_next_look(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, STATE, {})
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, "save", full)
+            checkpoints.save_meanwhile(2, STATE, {})
+            checkpoints._thread.shutdown()
+            with pytest.raises(OSError, match=rf"{tmp_path}/2 cannot be written .*No space left"):
+                checkpoints.check()
+        checkpoints.check()
+        assert checkpoints.latest_step() == 1
+
+
+def test_an_error_of_the_thread_that_writes_is_raised_at_the_end(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    def save_within_a_block():
+        with Checkpoints(tmp_path) as checkpoints:
+            monkeypatch.setattr(checkpoints._manager, "save", full)
+            checkpoints.save_meanwhile(3, STATE, {})
+
+    with pytest.raises(OSError, match="3 cannot be written"):
+        save_within_a_block()
+
+
+def test_a_state_that_is_being_written_is_whole_after_the_block(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_meanwhile(4, STATE, {"seconds": 1.5})
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_newest(STATE).info == {"seconds": 1.5}
+
+
 def test_after_a_failed_save_late_reports_to_a_closed_loop_are_not_printed(
     tmp_path, monkeypatch, capsys
 ):

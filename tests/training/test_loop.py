@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 import signal
-from types import SimpleNamespace
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from accelerator import counting
 from conftest import class_images
 from flax import nnx
 
@@ -21,7 +22,7 @@ from air_jax.models import encode
 from air_jax.models.autoencoder import pair_parameters
 from air_jax.models.net import parameter_names
 from air_jax.training import loop, step
-from air_jax.training.checkpoints import Checkpoints
+from air_jax.training.checkpoints import Checkpoints, newest_step
 from air_jax.training.optimizer import learning_rate, make_optimizer
 from air_jax.training.profiling import PROFILED_STEPS
 from air_jax.training.training_log import NonFiniteError
@@ -123,23 +124,25 @@ def test_calls_of_several_steps_stopped_and_resumed_equal_uninterrupted_ones(
     assert_bit_equal(whole.net, loop.train(small_config, IMAGES, mesh, tmp_path / "parts").net)
 
 
-def test_a_cpu_does_one_step_in_a_call_and_an_accelerator_an_epoch(small_config, mesh):
-    def devices(platform, memory):
-        device = SimpleNamespace(platform=platform, memory_stats=lambda: {"bytes_limit": memory})
-        return SimpleNamespace(devices=np.array([device]), local_devices=[device])
-
-    small_config.log.checkpoint_steps = 500
-    gpu = devices("gpu", 10**9)
+def test_a_cpu_does_one_step_in_a_call(small_config, mesh):
     assert loop.steps_per_call(small_config, IMAGES, mesh) == 1
-    assert loop.steps_per_call(small_config, IMAGES, gpu) == 80 // 16
-    assert loop.steps_per_call(small_config, IMAGES, devices("gpu", IMAGES.nbytes)) == 1
-    small_config.log.checkpoint_steps = 3
-    assert loop.steps_per_call(small_config, IMAGES, gpu) == 3
-    small_config.profile = True  # whole calls are traced: they hold no more than the trace shall
-    small_config.update_from_flattened_dict({"log.checkpoint_steps": 100, "train.batch": 8})
-    assert loop.steps_per_call(small_config, IMAGES, gpu) == PROFILED_STEPS < 80 // 8
     small_config.train.steps_per_call = 7
     assert loop.steps_per_call(small_config, IMAGES, mesh) == 7
+
+
+def test_an_accelerator_does_an_epoch_in_a_call(small_config, mesh, plays_accelerator, monkeypatch):
+    small_config.log.checkpoint_steps = 0
+    assert loop.steps_per_call(small_config, IMAGES, mesh) == 80 // 16
+    small_config.log.checkpoint_steps = 3
+    assert loop.steps_per_call(small_config, IMAGES, mesh) == 3
+    small_config.profile = True  # whole calls are traced: they hold no more than the trace shall
+    small_config.update_from_flattened_dict({"log.checkpoint_steps": 100, "train.batch": 8})
+    assert loop.steps_per_call(small_config, IMAGES, mesh) == PROFILED_STEPS < 80 // 8
+    small_config.profile = False
+    small_config.data.loader = "host"
+    assert loop.steps_per_call(small_config, IMAGES, mesh) == 80 // 8
+    monkeypatch.setattr(loop, "STACK_BYTES", IMAGES[:25].nbytes)
+    assert loop.steps_per_call(small_config, IMAGES, mesh) == 25 // 8
 
 
 def test_recomputed_activations_train_the_same_net(small_config, mesh, tmp_path):
@@ -178,11 +181,11 @@ def test_greedy_training_moves_one_pair_at_a_time_then_the_whole_net(
     names = parameter_names(net.params)
     saved = {0: leaves(net)}
 
-    def keep(self, step, state, info, save=Checkpoints.save):
+    def keep(self, step, state, info, save=Checkpoints.save_meanwhile):
         saved[step] = leaves(state)
         save(self, step, state, info)
 
-    monkeypatch.setattr(Checkpoints, "save", keep)
+    monkeypatch.setattr(Checkpoints, "save_meanwhile", keep)
     loop.train(small_config, IMAGES, mesh, tmp_path)
     for phase in phases:
         before, after = saved[phase.start], saved[phase.end]
@@ -216,8 +219,7 @@ def test_gradient_norms_by_layer_are_kept_at_the_start_and_after_an_epoch(
     # Of the first step, against a gradient taken by hand.
     mean, std = loop.channel_statistics(IMAGES)
     net = loop.new_net(small_config, (8, 8, 3), mean, std, mesh)
-    order, _ = jax.random.split(jax.random.key(small_config.seed))
-    batch = jnp.asarray(IMAGES[epoch_order(order, 0, len(IMAGES))[:16]])
+    batch = jnp.asarray(IMAGES[epoch_order(small_config.seed, 0, len(IMAGES))[:16]])
     target = net.standardise(batch)
 
     def loss(params):
@@ -237,13 +239,84 @@ def test_steps_are_whole_batches_times_steps_on_each_times_epochs(small_config, 
     assert loop.train(small_config, IMAGES, mesh, tmp_path).steps == 30
 
 
+@pytest.mark.parametrize("steps", [1, 4])
 @pytest.mark.parametrize("loader", ["host", "tfdata"])
-def test_every_loader_trains_the_same_parameters(small_config, mesh, tmp_path, loader):
+def test_every_loader_trains_the_same_parameters(small_config, mesh, tmp_path, loader, steps):
     small_config.data.loader = "resident"
+    small_config.train.steps_per_call = steps
     resident = loop.train(small_config, IMAGES, mesh, tmp_path / "resident")
     small_config.data.loader = loader
     other = loop.train(small_config, IMAGES, mesh, tmp_path / loader)
     assert_bit_equal(resident.net, other.net)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("loader", ["resident", "host", "tfdata"])
+def test_an_accelerator_waits_for_python_twice_an_epoch_at_most(
+    small_config, mesh, tmp_path, plays_accelerator, monkeypatch, loader
+):
+    """And moves nothing that it is not told to, and compiles nothing after the first epochs."""
+    small_config.data.loader = loader
+    small_config.train.epochs = 8
+    small_config.log.checkpoint_steps = 0
+    seen = []
+
+    def count(self, step, *args, add=loop.TrainingLog.add):
+        add(self, step, *args)
+        seen.append((step, len(counts.round_trips), len(counts.compilations)))
+
+    def guarded(*args, calls=loop._calls):
+        each = calls(*args)
+        yield next(each)  # after compiling
+        with jax.transfer_guard("disallow"):
+            yield from each
+
+    monkeypatch.setattr(loop.TrainingLog, "add", count)
+    with counting() as counts:
+        loop.train(small_config, IMAGES, mesh, tmp_path / "warm")
+        seen.clear()
+        monkeypatch.setattr(loop, "_calls", guarded)
+        loop.train(small_config, IMAGES, mesh, tmp_path / "counted")
+    steps, round_trips, compilations = zip(*seen, strict=True)
+    assert steps == tuple(range(5, 41, 5))
+    assert compilations[2] == compilations[7]
+    assert round_trips[6] - round_trips[2] <= 2 * 4, counts.round_trips
+
+
+@pytest.mark.gpu
+def test_checkpoints_come_by_the_clock_and_training_goes_on_while_one_is_written(
+    small_config, mesh, tmp_path, plays_accelerator, monkeypatch
+):
+    small_config.train.epochs = 8
+    small_config.log.update(checkpoint_steps=0, checkpoint_minutes=1e-9)
+    written, write = threading.Event(), Checkpoints._save
+    done, saved = [], []
+
+    def slowly(self, step, *args):
+        if not saved:
+            assert written.wait(60)  # until training has done more steps
+        saved.append(step)
+        write(self, step, *args)
+
+    def add(self, step, *args, add=loop.TrainingLog.add):
+        add(self, step, *args)
+        done.append(step)
+        if step == 10:
+            written.set()
+
+    monkeypatch.setattr(Checkpoints, "_save", slowly)
+    monkeypatch.setattr(loop.TrainingLog, "add", add)
+    parts = loop.train(small_config, IMAGES, mesh, tmp_path / "parts")
+    assert saved[0] == 5
+    assert saved[-1] == 40
+    assert parts.saving_seconds > 0
+    monkeypatch.undo()
+    small_config.log.checkpoint_minutes = 60.0
+    whole = loop.train(small_config, IMAGES, mesh, tmp_path / "whole")
+    assert newest_step(tmp_path / "whole" / "checkpoints") == 40
+    assert len(list((tmp_path / "whole" / "checkpoints").glob("[0-9]*"))) == 1
+    for ours, theirs in zip(leaves(parts.net), leaves(whole.net), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_four_devices_train_as_one_does(small_config, mesh, mesh4, tmp_path):

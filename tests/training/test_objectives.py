@@ -147,7 +147,7 @@ def read(path):
 @pytest.mark.parametrize("encoder", ["paper", "conv"])
 def test_a_net_learns_by_comparing_views(views_config, mesh, tmp_path, objective, encoder):
     views_config.model.encoder = encoder
-    views_config.train.objective = objective
+    views_config.train.update(objective=objective, epochs=6)
     result = loop.train(views_config, IMAGES, mesh, tmp_path)
     lines = read(tmp_path / "metrics.jsonl")
     assert lines[-1]["loss"] < lines[0]["loss"]
@@ -230,7 +230,7 @@ def test_noise_has_the_deviation_asked_for_and_depends_on_the_key():
 def test_the_target_of_denoising_is_the_clean_image(small_config, mesh):
     net = loop.new_net(small_config, (8, 8, 3), *loop.channel_statistics(IMAGES), mesh)
     optimizer = optax.sgd(0.0)
-    state = step.initial_state(net, optimizer, mesh)
+    state = step.initial_state(net, optimizer)
     batch = jnp.asarray(IMAGES[:16])
     small_config.train.update(corruption="mask", corruption_amount=1.0)
     objective = objectives.make_objective(small_config.train, image_size=8)

@@ -16,7 +16,6 @@ def make_log(directory, resumed_at=0, **kwargs):
         resumed_at=resumed_at,
         every_steps=3,
         batch=10,
-        learning_rate=lambda s: 0.1,
         gradients_at=(1, 4),
         parameters=["kernel", "bias"],
         **kwargs,
@@ -25,7 +24,8 @@ def make_log(directory, resumed_at=0, **kwargs):
 
 def metrics(loss, grad_norm=1.0):
     norms = jnp.array([grad_norm, 0.0], jnp.float32)
-    return {"loss": jnp.float32([loss]), "grad_norm": norms[:1], "grad_norms": norms[None]}
+    scalars = {"loss": jnp.float32([loss]), "learning_rate": jnp.float32([loss / 10])}
+    return {**scalars, "grad_norm": norms[:1], "grad_norms": norms[None]}
 
 
 def test_a_line_holds_the_means_over_its_window(tmp_path):
@@ -36,6 +36,8 @@ def test_a_line_holds_the_means_over_its_window(tmp_path):
     log.close()
     lines = read_metrics(tmp_path / "metrics.jsonl")
     assert [(m["step"], m["loss"], m["grad_norm"]) for m in lines] == [(3, 2, 4), (6, 5, 10)]
+    # The rate is that of the last step.
+    assert [m["learning_rate"] for m in lines] == pytest.approx([0.3, 0.6])
 
 
 def test_a_line_holds_its_whole_window_though_training_was_stopped_in_it(tmp_path):
