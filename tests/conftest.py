@@ -19,6 +19,7 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from accelerator import plays_accelerator  # noqa: F401 (a fixture)
 from faults import TABLE_VARIABLE, Launcher, Table
 from hypothesis import HealthCheck, settings
 from jax.sharding import Mesh
