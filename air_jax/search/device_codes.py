@@ -63,7 +63,7 @@ class DeviceCodes:
             # A code that was given lies no farther than this from the one kept.
             self.lost = ROUNDING * float(np.max(np.linalg.norm(centred, axis=1)))
             self.centred = jnp.asarray(centred)
-            self.lengths = jnp.sum(self.centred**2, axis=1)
+            self.lengths = _lengths(self.centred)
             return
         filling = -self.size % mesh.size
         lengths = np.square(centred).sum(axis=1)
@@ -73,13 +73,8 @@ class DeviceCodes:
 
     @cached_property
     def covariance(self) -> np.ndarray:
-        counts = jnp.abs(self.centred).max(axis=1) <= self._frame.limit
-        used = self.centred if counts.all() else jnp.where(counts[:, None], self.centred, 0)
-        total = np.zeros((self.dimension, self.dimension))
-        for start in range(0, self.size, SUMMED):
-            part = used[start : start + SUMMED]
-            total += np.asarray(jnp.matmul(part.T, part, precision="highest"))
-        return total.astype(np.float32) / np.float32(counts.sum())
+        parts, count = jax.device_get(_products(self.centred, self._frame.limit))
+        return parts.sum(axis=0, dtype=np.float64).astype(np.float32) / np.float32(count)
 
     @cached_property
     def deviation(self) -> np.ndarray:
@@ -88,8 +83,7 @@ class DeviceCodes:
     @cached_property
     def _standardised(self) -> tuple[jax.Array, jax.Array]:
         """Codes [N, D] of unit deviation in each dimension, and their squared lengths [N]."""
-        codes = self.centred / self.deviation
-        return codes, jnp.sum(codes**2, axis=1)
+        return _standardised(self.centred, self.deviation)
 
     def __len__(self) -> int:
         return self.size
@@ -160,6 +154,28 @@ class DeviceCodes:
         return jnp.asarray(
             scorers.rbf_decisions_of_shared(rows, places, kernel.machines, codes, lengths)
         )
+
+
+@jax.jit
+def _lengths(centred: jax.Array) -> jax.Array:
+    return jnp.sum(centred**2, axis=1)
+
+
+@jax.jit
+def _products(centred: jax.Array, limit: float) -> tuple[jax.Array, jax.Array]:
+    """Sums of products [P, D, D] of parts of the codes, and how many codes they are of."""
+    counts = jnp.abs(centred).max(axis=1) <= limit
+    used = jnp.where(counts[:, None], centred, 0)
+    starts = range(0, len(centred), SUMMED)
+    parts = (used[start : start + SUMMED] for start in starts)
+    products = [jnp.matmul(part.T, part, precision="highest") for part in parts]
+    return jnp.stack(products), counts.sum()
+
+
+@jax.jit
+def _standardised(centred: jax.Array, deviation: jax.Array) -> tuple[jax.Array, jax.Array]:
+    codes = centred / deviation
+    return codes, jnp.sum(codes**2, axis=1)
 
 
 @partial(jax.jit, static_argnames="count")

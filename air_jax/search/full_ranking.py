@@ -7,7 +7,7 @@ would reward codes that do not tell images apart.
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -56,6 +56,8 @@ def first_unmarked(scores: jax.Array, marked: np.ndarray, count: int) -> np.ndar
     Returns:
         [B, count] int32 positions: processes that gather them agree on the dtype.
     """
+    if jax.default_backend() == "cpu":
+        return first_by_partition(np.asarray(scores), marked, count)
     values, positions = best_unmarked(scores, marked, count)
     if count and bool(_others_tie(scores, marked, values)):
         order = tie_order(scores.shape[1])
@@ -63,6 +65,34 @@ def first_unmarked(scores: jax.Array, marked: np.ndarray, count: int) -> np.ndar
         _, places = best_unmarked(scores[:, by_order], order[marked], count)
         return by_order[np.asarray(places)]
     return np.asarray(positions)
+
+
+def first_by_partition(scores: np.ndarray, marked: np.ndarray, count: int) -> np.ndarray:
+    """`first_unmarked` on the CPU: NumPy partitions values with vector instructions."""
+    found = np.empty((len(scores), count), np.int32)
+    size = scores.shape[1]
+    order = tie_order(size)
+
+    def some(rows: np.ndarray) -> None:
+        values = np.empty(size, np.float32)
+        for row in rows:
+            np.negative(scores[row], out=values)
+            values[marked[row]] = np.inf
+            last = np.partition(values, count - 1)[count - 1]
+            best = np.flatnonzero(values <= last)
+            if np.isinf(last):  # scores may be minus infinity
+                best = best[~np.isin(best, marked[row])]
+            found[row] = best[np.lexsort((order[best], values[best]))[:count]]
+
+    if count:
+        _on_all_cores(some, len(scores))
+    return found
+
+
+def _on_all_cores(some: Callable[[np.ndarray], None], count: int) -> None:
+    """Call a function with all of so many rows, a part of them on each core."""
+    with ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(some, np.array_split(np.arange(count), CORES)))
 
 
 @jax.jit
@@ -114,8 +144,7 @@ def ranks_by_sorting(scores: np.ndarray, items: np.ndarray) -> np.ndarray:
                 place[own] += np.searchsorted(equals, order[items[row, own]])
             found[row] = np.where(items[row] == PADDING, size, place)
 
-    with ThreadPoolExecutor(CORES) as pool:
-        list(pool.map(some, np.array_split(np.arange(len(items)), CORES)))
+    _on_all_cores(some, len(items))
     return found
 
 

@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from air_jax.search.distances import negative_distances
 
-TILE = 2048  # codes, at least, whose distances to all samples are held at once
+TILE = 1024  # codes, at least, whose distances to all samples are held at once
 DISTANCES = 2**18  # so many distances are held if the samples are few
 BATCHED = 2**28  # distances of samples and codes that an accelerator holds at once
 CORES = os.cpu_count() or 1
