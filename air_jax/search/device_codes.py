@@ -5,7 +5,7 @@ gathered and merged. The search then finds the same as on one device, equal dist
 the positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import Any
 
@@ -24,7 +24,6 @@ from air_jax.search.codes import (
     exact_top,
     frame_of,
 )
-from air_jax.search.distances import BLOCK
 from air_jax.search.scorers import OUTSIDE, ROUNDING, Kernel, Mixture, Near, Scorer
 
 AXIS = "data"  # of the mesh
@@ -198,7 +197,7 @@ def search(
     codes: DeviceCodes,
     queries: np.ndarray,
     k: int,
-    block: int = BLOCK,
+    block: int | None = None,
     precision: str = "float32",
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest images of each query, exactly.
@@ -210,7 +209,7 @@ def search(
         codes: of N images.
         queries: [Q, D], not centred.
         k: from 1 to N.
-        block: queries at a time.
+        block: queries at a time; None: see `distances.queries_at_once`.
         precision: of `distances.PRECISIONS`.
 
     Returns:
@@ -224,11 +223,22 @@ def search(
     count = len(queries)
     if codes.mesh is None:
         (queries,) = distributed.shares(queries)
-    arrays, options = (codes.centred, codes.lengths), {"precision": precision, "mesh": codes.mesh}
-    parts = [
-        jax.device_get(_search_block(rows, *arrays, k=k, **options))
-        for rows in distances.blocks(codes.centre(queries), block)
-    ]
+    mesh = codes.mesh or own_device()
+    block = block or distances.queries_at_once(len(queries), len(codes))
+    rows = distances.blocks(codes.centre(queries), block)
+    whole = sharding.replicated(mesh)
+    started = (
+        _search_block(
+            sharding.put(part, whole),
+            codes.centred,
+            codes.lengths,
+            k=k,
+            precision=precision,
+            mesh=mesh,
+        )
+        for part in rows
+    )
+    parts = [jax.device_get(part) for part in ahead(started)]
     found = (np.concatenate(part)[: len(queries)] for part in zip(*parts, strict=True))
     if codes.mesh is None:
         found = (distributed.gather(rows, count) for rows in found)
@@ -244,18 +254,15 @@ def _search_block(
     *,
     k: int,
     precision: str = "float32",
-    mesh: Mesh | None = None,
+    mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
     def local(
         queries: jax.Array, codes: jax.Array, lengths: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         scores = -distances.squared_distances(queries, codes, lengths, precision)
-        return distances.nearest(scores, min(k, len(codes)))
-
-    def merged(
-        queries: jax.Array, codes: jax.Array, lengths: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        values, positions = local(queries, codes, lengths)
+        values, positions = distances.nearest(scores, min(k, len(codes)))
+        if mesh.size == 1:
+            return values, positions
         positions = positions + len(codes) * jax.lax.axis_index(AXIS)
         # In order of the devices, hence of the database: equal values keep it.
         values, positions = (
@@ -264,9 +271,24 @@ def _search_block(
         values, places = jax.lax.top_k(values, k)
         return values, jnp.take_along_axis(positions, places, axis=1)
 
-    program = local if mesh is None else on_rows(merged, mesh, others=1)
-    values, positions = program(queries, codes, lengths)
+    values, positions = on_rows(local, mesh, others=1)(queries, codes, lengths)
     return -values, positions
+
+
+def own_device() -> Mesh:
+    """The mesh of the one device that codes lie on which are not split over a mesh."""
+    return sharding.make_mesh(jax.local_devices()[:1])
+
+
+def ahead(made: Iterator[Any]) -> Iterator[Any]:
+    """The same, each started before the one before it is used."""
+    last = None
+    for value in made:
+        if last is not None:
+            yield last
+        last = value
+    if last is not None:
+        yield last
 
 
 def on_rows(function: Callable[..., Any], mesh: Mesh, others: int) -> Callable[..., Any]:

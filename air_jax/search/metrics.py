@@ -7,6 +7,7 @@ images in the database.
 Ranks are arrays of NumPy or, within a program, of JAX: `xp` is the namespace of either.
 """
 
+import functools
 from functools import partial
 from typing import Literal
 
@@ -110,15 +111,30 @@ def bootstrap_interval(
     valid = ~np.isnan(values)
     if not valid.any():
         return None
-    classes = [values[valid & (labels == label)] for label in np.unique(labels[valid])]
-    rng = np.random.default_rng(0)
-    counts = np.array([len(c) for c in classes])
-    chosen = rng.integers(len(classes), size=(resamples, len(classes)))
-    sums = np.zeros((resamples, len(classes)))
-    for label, members in enumerate(classes):
-        places = np.nonzero(chosen == label)
-        drawn = rng.integers(len(members), size=(len(places[0]), len(members)))
-        sums[places] = members[drawn].sum(axis=1)
-    means = sums.sum(axis=1) / counts[chosen].sum(axis=1)
+    order = np.argsort(labels[valid], kind="stable")
+    _, counts = np.unique(labels[valid], return_counts=True)
+    means = _resamples(tuple(counts.tolist()), resamples) @ values[valid][order]
     tail = (1 - level) / 2
     return [float(q) for q in np.quantile(means, [tail, 1 - tail])]
+
+
+@functools.lru_cache(maxsize=2)  # the rounds and the learners of a run share one
+def _resamples(counts: tuple[int, ...], resamples: int) -> np.ndarray:
+    """The weight of each query in each resample's mean, [resamples, Q] float64.
+
+    Args:
+        counts: queries of each class; the queries are in order of the classes.
+        resamples: how often.
+    """
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(len(counts), size=(resamples, len(counts)))
+    weights = np.zeros((resamples, sum(counts)))
+    start = 0
+    for label, count in enumerate(counts):
+        rows = np.nonzero(chosen == label)[0]
+        drawn = rng.integers(count, size=(len(rows), count))
+        places = (rows[:, None] * count + drawn).ravel()
+        times = np.bincount(places, minlength=resamples * count)
+        weights[:, start : start + count] = times.reshape(resamples, count)
+        start += count
+    return weights / np.array(counts)[chosen].sum(axis=1, keepdims=True)
