@@ -30,7 +30,6 @@ from air_jax.search.scorers import OUTSIDE, Near, Scorer
 Traced = Any
 
 SHARE = 0.8  # of a device's free memory that a block of queries may take
-MEMORY = 2**31  # bytes, where a device does not say how much it has
 PRECISION_AT = 10
 COPIES = 8  # of all scores, that a round holds at once
 
@@ -144,13 +143,9 @@ def plan(
 
 def block_size(made: Plan, codes: DeviceCodes, mesh: Mesh) -> int:
     """How many queries the devices of a mesh play at a time, by their free memory."""
-    free = []
-    for device in mesh.local_devices:
-        said = device.memory_stats() or {}
-        limit = said.get("bytes_limit")
-        free.append(MEMORY if limit is None else SHARE * (limit - said.get("bytes_in_use", 0)))
+    free = SHARE * min(sharding.free_memory(device) for device in mesh.local_devices)
     samples = made.width * (16 * codes.dimension + 32 * made.width)
-    each = max(1, int(min(free) / (4 * COPIES * len(codes) + samples)))
+    each = max(1, int(free / (4 * COPIES * len(codes) + samples)))
     return each * mesh.size
 
 

@@ -507,7 +507,7 @@ def _solve_by_interior_points(
 def padded(values: np.ndarray, axis: int) -> np.ndarray:
     """With zeros at the end of an axis, to one of few lengths: there is a compilation for each."""
     length = values.shape[axis]
-    step = max(16, 2 ** (length.bit_length() - 3))
+    step = max(32, 2 ** (length.bit_length() - 3))
     widths = [(0, 0)] * values.ndim
     widths[axis] = (0, -length % step)
     return np.pad(values, widths)

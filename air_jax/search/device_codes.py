@@ -84,6 +84,15 @@ class DeviceCodes:
         """Codes [N, D] of unit deviation in each dimension, and their squared lengths [N]."""
         return _standardised(self.centred, self.deviation)
 
+    @cached_property
+    def _on_host(self) -> np.ndarray:
+        return np.asarray(self.centred)  # no copy on a CPU
+
+    @cached_property
+    def _longest(self) -> float:
+        """The largest length of a standardised code."""
+        return float(np.sqrt(np.asarray(self._standardised[1]).max()))
+
     def __len__(self) -> int:
         return self.size
 
@@ -91,7 +100,7 @@ class DeviceCodes:
         return self.take(positions) * self.unit + self.mean
 
     def take(self, positions: np.ndarray) -> np.ndarray:
-        return np.asarray(self.centred)[positions]
+        return self._on_host[positions]
 
     def centre(self, queries: np.ndarray) -> np.ndarray:
         """Query codes [Q, D] -> float32, centred as these codes.
@@ -125,7 +134,7 @@ class DeviceCodes:
             show,
             moved=self.lost,
             lost=self.lost,
-            longest=float(np.sqrt(np.asarray(self._standardised[1]).max())),
+            longest=self._longest,
         )
 
     def scores(self, scorer: Scorer) -> jax.Array:
