@@ -11,11 +11,11 @@ float16 and int8 codes are centred. Format 1, which is still read, kept float16 
 
 A search goes through the codes tile by tile: each tile is scored and its best are merged with the
 best so far, while the next tile is on its way. An accelerator keeps all tiles, if they fit its
-free memory: a round then moves marks in and the best images out. Smaller codes are searched faster,
-since reading them is what takes the time. A search finds some more images than were asked for, and
-puts these in order by their exact codes in double precision. `error` and `lost` bound what is kept: no code
-that was given lies farther than `error` from the one that is searched, nor than `lost` from the
-exact one.
+free memory: a round then moves marks in and the best images out. Smaller codes are searched
+faster, since reading them is what takes the time. A search finds some more images than were asked
+for, and puts these in order by their exact codes in double precision. `error` and `lost` bound
+what is kept: no code that was given lies farther than `error` from the one that is searched, nor
+than `lost` from the exact one.
 """
 
 import json
