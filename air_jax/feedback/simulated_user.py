@@ -134,6 +134,8 @@ class Simulation(NamedTuple):
         marked: [Q, M] int32, the images marked, in the order in which they were shown.
         unconverged: [R + 1] int64, queries whose machine was not solved to its tolerance.
         seconds: [R + 1] float64, for all queries together; compiling counts, evaluation does not.
+            An accelerator plays all rounds and their evaluation in one program: what that took is
+            divided evenly among the rounds.
     """
 
     ap: np.ndarray
@@ -167,7 +169,9 @@ def simulate(
 ) -> Simulation:
     """Let the simulated user give feedback for every query, and judge each round's ranking.
 
-    Each of several processes plays its share of the queries, and gets the results of all.
+    Each of several processes plays its share of the queries, and gets the results of all. On an
+    accelerator `device_sessions` plays what it can, on a CPU `rounds` does: there NumPy sorts, and
+    machines share the kernel rows of the samples they have in common.
 
     Args:
         learner: one of `LEARNERS` by name, or any.
@@ -181,7 +185,8 @@ def simulate(
         show: see `rounds`.
         solver: of the machines of learners by name; one of `svm.SOLVERS`.
         recorded: see `rounds`; [Q, rounds_count * marks_per_round].
-        block: queries at a time; None: as many as have `SCORES_BYTES` of scores.
+        block: queries at a time; None: as many as have `SCORES_BYTES` of scores, or as an
+            accelerator has memory for.
 
     Raises:
         ValueError: the codes do not fit the database.

@@ -17,6 +17,7 @@ from test_simulated_user import (
 
 from air_jax.feedback import device_sessions, learners, simulated_user, svm
 from air_jax.feedback.learners import LEARNERS
+from air_jax.search import full_ranking
 from air_jax.search.device_codes import DeviceCodes
 
 pytestmark = pytest.mark.gpu
@@ -80,16 +81,16 @@ def test_a_program_plays_what_numpy_and_scikit_learn_play(learner, kernel, C, pl
     np.testing.assert_allclose(ours.mean(axis=0), expected.mean(axis=0), atol=1e-4)
 
 
-def test_the_host_starts_a_program_and_reads_its_results(plays_accelerator):
-    """However many queries and rounds there are: one compilation for each learner."""
-    data = collection(size=300, queries=64)
-    database, labels, queries, query_labels = data
+def test_the_host_starts_programs_and_reads_their_results(plays_accelerator):
+    """However many queries and rounds there are: one program for each learner, one read a block."""
+    database, labels, queries, query_labels = collection(size=300, queries=64)
+    items = full_ranking.relevant_items(query_labels, labels)
     jax.clear_caches()
     with counting() as counts:
         searched = DeviceCodes(database)
-        of_database = searched.deviation
-    assert of_database.shape == (database.shape[1],)
-    assert len(counts.compilations) + len(DEFAULT) <= 20
+        full_ranking.ranking_by_distance(searched, queries, items, 10)
+        assert searched.deviation.shape == (database.shape[1],)
+    compilations = len(counts.compilations)
     for learner in DEFAULT:
         for queries_at_a_time in (16, 64):
             with counting() as counts, jax.transfer_guard("disallow"):
@@ -106,6 +107,8 @@ def test_the_host_starts_a_program_and_reads_its_results(plays_accelerator):
             blocks = len(queries) // queries_at_a_time
             assert len(counts.round_trips) == blocks, counts.round_trips
             assert len(counts.compilations) <= 1, counts.compilations
+        compilations += 1  # a run has blocks of one size
+    assert compilations <= 12
 
 
 def test_learners_that_differ_in_numbers_alone_share_a_program(plays_accelerator):
@@ -117,7 +120,7 @@ def test_learners_that_differ_in_numbers_alone_share_a_program(plays_accelerator
     assert (first.ap[:, 1:] != second.ap[:, 1:]).any()
 
 
-@pytest.mark.parametrize("learner", ["svc", "discriminant", "rocchio"])
+@pytest.mark.parametrize("learner", ["svc", "discriminant"])
 def test_devices_divide_the_queries_among_them(learner, plays_accelerator, monkeypatch):
     data = collection(queries=22)
     several = simulate(learner, data, block=None)
@@ -125,8 +128,7 @@ def test_devices_divide_the_queries_among_them(learner, plays_accelerator, monke
     assert_equal_sessions(simulate(learner, data, block=None), several, within=0.1)
 
 
-@pytest.mark.parametrize("how", ["recorded", "uncertain"])
-@pytest.mark.parametrize("learner", ["svc", "ridge"])
+@pytest.mark.parametrize(("how", "learner"), [("recorded", "svc"), ("uncertain", "ridge")])
 def test_what_is_shown_is_what_was_asked_for(how, learner, plays_accelerator, played_by_the_host):
     data = collection()
     more = {"show": "uncertain"}
@@ -138,7 +140,7 @@ def test_what_is_shown_is_what_was_asked_for(how, learner, plays_accelerator, pl
         np.testing.assert_array_equal(found.marked, more["recorded"])
 
 
-@pytest.mark.parametrize("learner", list(LEARNERS))
+@pytest.mark.parametrize("learner", ["svc_pseudo", "svc_distance", "ridge_pseudo"])
 def test_sessions_may_judge_all_images(learner, plays_accelerator):
     found = simulate(learner, collection(size=40, queries=3), rounds_count=2, marks_per_round=20)
     assert np.isfinite(found.ap).all()
@@ -156,7 +158,7 @@ def test_equal_images_are_shown_in_the_order_of_ties(plays_accelerator, played_b
     np.testing.assert_array_equal(found.top, theirs.top)
 
 
-@pytest.mark.parametrize("learner", ["svc", "svc_pseudo", "discriminant"])
+@pytest.mark.parametrize("learner", ["svc_pseudo", "discriminant"])
 def test_no_learner_sees_the_labels_of_unmarked_images(learner, plays_accelerator):
     database, labels, queries, query_labels = collection()
     first = simulate(learner, (database, labels, queries[:1], query_labels[:1]))
