@@ -142,7 +142,7 @@ class Engine:
         found = self._search(
             lesson.scorer, k, hidden, show if lesson.signed else "best", learnt=True
         )
-        return found._replace(solved=not lesson.unconverged)
+        return found._replace(solved=not np.any(lesson.unconverged))
 
     def _search(self, scorer: Scorer, k: int, hidden: np.ndarray, show: str, learnt: bool) -> Found:
         size = len(self.codes)

@@ -4,6 +4,7 @@ In every round the user is shown the best images that were not shown before, and
 query's class as relevant. Marks accumulate, and the query itself is a positive.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from air_jax.feedback import device_sessions, learners
 from air_jax.feedback.learners import Learner, Lesson, Marks, with_solver
-from air_jax.runtime import distributed
+from air_jax.runtime import distributed, sharding
 from air_jax.runtime.progress import Progress
 from air_jax.search import full_ranking, metrics, scorers
 from air_jax.search.device_codes import DeviceCodes
-from air_jax.search.scorers import Near
+from air_jax.search.scorers import OUTSIDE, Near
 
 SCORES_BYTES = 2**30  # of the queries that are played at once; a few copies of it are made
 TOP = 10  # images of each ranking that are kept for the report
@@ -81,6 +83,14 @@ def rounds(
     drawn = np.zeros((len(queries), 0), np.int64)
     yield Round(0, scores, marks, drawn, 0, time.monotonic() - started)
     lesson: Lesson | None = None
+    width = count * marks_per_round if learners.takes_unmade_marks(learner) else 0
+
+    def told(marks: Marks) -> Marks:
+        """At a session's full width where the learner takes that: one compilation for all."""
+        unmade = ((0, 0), (0, max(0, width - marks.positions.shape[1])))
+        positions = np.pad(marks.positions, unmade, constant_values=OUTSIDE)
+        return Marks(positions, np.pad(marks.relevant, unmade))
+
     for number in range(1, count + 1):
         started = time.monotonic()
         if recorded is not None:
@@ -95,7 +105,7 @@ def rounds(
             np.concatenate([marks.positions, shown], axis=1),
             np.concatenate([marks.relevant, judge(shown)], axis=1),
         )
-        lesson = learner(codes, queries, marks, [[*seed, number] for seed in seeds])
+        lesson = learner(codes, queries, told(marks), [[*seed, number] for seed in seeds])
         learnt = codes.scores(lesson.scorer)
         # Where all have learnt, this spares a copy of all scores.
         scores = (
@@ -103,7 +113,8 @@ def rounds(
         )
         scores.block_until_ready()
         seconds = time.monotonic() - started
-        yield Round(number, scores, marks, lesson.pseudo_negatives, lesson.unconverged, seconds)
+        unconverged = int(np.count_nonzero(lesson.unconverged))
+        yield Round(number, scores, marks, lesson.pseudo_negatives, unconverged, seconds)
 
 
 class Simulation(NamedTuple):
@@ -123,6 +134,8 @@ class Simulation(NamedTuple):
         marked: [Q, M] int32, the images marked, in the order in which they were shown.
         unconverged: [R + 1] int64, queries whose machine was not solved to its tolerance.
         seconds: [R + 1] float64, for all queries together; compiling counts, evaluation does not.
+            An accelerator plays all rounds and their evaluation in one program: what that took is
+            divided evenly among the rounds.
     """
 
     ap: np.ndarray
@@ -156,7 +169,9 @@ def simulate(
 ) -> Simulation:
     """Let the simulated user give feedback for every query, and judge each round's ranking.
 
-    Each of several processes plays its share of the queries, and gets the results of all.
+    Each of several processes plays its share of the queries, and gets the results of all. On an
+    accelerator `device_sessions` plays what it can, on a CPU `rounds` does: there NumPy sorts, and
+    machines share the kernel rows of the samples they have in common.
 
     Args:
         learner: one of `LEARNERS` by name, or any.
@@ -170,7 +185,8 @@ def simulate(
         show: see `rounds`.
         solver: of the machines of learners by name; one of `svm.SOLVERS`.
         recorded: see `rounds`; [Q, rounds_count * marks_per_round].
-        block: queries at a time; None: as many as have `SCORES_BYTES` of scores.
+        block: queries at a time; None: as many as have `SCORES_BYTES` of scores, or as an
+            accelerator has memory for.
 
     Raises:
         ValueError: the codes do not fit the database.
@@ -179,11 +195,33 @@ def simulate(
     relevant = full_ranking.relevant_items(query_labels, database_labels)
     count = len(queries)
     own = np.arange(count)[distributed.share(count)]
-    block = min(block or max(1, SCORES_BYTES // (4 * len(database_labels))), max(len(own), 1))
+    fixed = with_solver(learner, solver) if isinstance(learner, str) else learner
+    planned = None
+    if jax.default_backend() != "cpu":
+        planned = device_sessions.plan(
+            fixed,
+            rounds=rounds_count,
+            marks_per_round=marks_per_round,
+            show=show,
+            top=min(TOP, len(codes)),
+        )
+    mesh = sharding.make_mesh(jax.local_devices())
+    if block is None and planned:
+        block = device_sessions.block_size(planned[0], codes, mesh)
+    block = block or max(1, SCORES_BYTES // (4 * len(database_labels)))
+    # Blocks of equal size, each for all devices.
+    block = math.ceil(max(len(own), 1) / max(1, math.ceil(len(own) / block)))
+    if planned:
+        block = math.ceil(block / mesh.size) * mesh.size
+    starts = range(0, max(len(own), 1), block)
+    # Filled up with queries whose results are dropped below; without any, with the first.
+    rows_of_blocks = [
+        np.resize(own[start : start + block] if len(own) else [0], block) for start in starts
+    ]
 
     def play(rows: np.ndarray) -> Iterator[Round]:
         return rounds(
-            with_solver(learner, solver) if isinstance(learner, str) else learner,
+            fixed,
             codes,
             queries[rows],
             lambda shown: database_labels[shown] == query_labels[rows, None],
@@ -194,15 +232,44 @@ def simulate(
             recorded=None if recorded is None else recorded[rows],
         )
 
-    parts = []
-    label = f"feedback {learner}" if isinstance(learner, str) else "feedback"
-    with Progress(label, len(own), unit="queries") as progress:
-        for start in range(0, max(len(own), 1), block):
-            # Filled up with queries whose results are dropped below; without any, with the first.
-            rows = np.resize(own[start : start + block] if len(own) else [0], block)
-            parts.append(
-                _judge_rounds(play(rows), relevant[rows], query_labels[rows, None], database_labels)
+    def play_on_device(made: device_sessions.Plan, numbers: Any) -> Iterator[Simulation]:
+        _, classes = np.unique(np.concatenate([database_labels, query_labels]), return_inverse=True)
+        classes = classes.astype(np.int32)
+        nothing = np.zeros((count, 0), np.int32)
+        shown = nothing if recorded is None else recorded.astype(np.int32)
+        size = len(codes)
+        blocks = (
+            device_sessions.Queries(
+                queries[rows],
+                classes[size:][rows],
+                relevant[rows],
+                device_sessions.candidates(made, size, seed, rows),
+                shown[rows],
             )
+            for rows in rows_of_blocks
+        )
+        started = time.monotonic()
+        played = device_sessions.play(made, numbers, codes, classes[:size], blocks, mesh)
+        for start, outcome in zip(starts, played, strict=True):
+            *by_query, unconverged = outcome
+            real = len(own[start : start + block])
+            seconds = np.full(made.rounds + 1, (time.monotonic() - started) / (made.rounds + 1))
+            started = time.monotonic()
+            yield Simulation._make([*by_query, unconverged[:real].sum(axis=0), seconds])
+
+    parts: list[Simulation] = []
+    label = f"feedback {learner}" if isinstance(learner, str) else "feedback"
+    sessions = (
+        play_on_device(*planned)
+        if planned
+        else (
+            _judge_rounds(play(rows), relevant[rows], query_labels[rows, None], database_labels)
+            for rows in rows_of_blocks
+        )
+    )
+    with Progress(label, len(own), unit="queries") as progress:
+        for start, part in zip(starts, sessions, strict=True):
+            parts.append(part)
             progress.advance(min(block, len(own) - start))
     *arrays, unconverged, seconds = zip(*parts, strict=True)
     by_query = [distributed.gather(np.concatenate(part)[: len(own)], count) for part in arrays]

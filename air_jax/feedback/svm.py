@@ -134,6 +134,47 @@ def fit(
     return machines, Convergence(converged, solution.gap, solution.iterations)
 
 
+def fit_traced(
+    samples: Any,
+    labels: Any,
+    *,
+    kernel: str,
+    C: Any,
+    class_weight: str | None,
+) -> tuple[Machine, Any]:
+    """`fit` by SMO as a part of a program that JAX traces, with 64-bit numbers enabled.
+
+    All problems go on until the slowest is solved; the host has no part in it.
+
+    Args:
+        samples: [B, M, D] float32, an array of JAX.
+        labels: [B, M], 1 relevant, -1 not, 0 for padding; likewise.
+        kernel, C, class_weight: as of `fit`.
+
+    Returns:
+        The machines, and whether each was solved to `TOLERANCE`, [B] bool.
+    """
+    signs = labels.astype(jnp.float64)
+    upper = C * _class_weights(labels, class_weight) * _has_two_classes(labels)[:, None]
+    count = len(labels)
+    most = max(MAX_ITERATIONS, MAX_ITERATIONS_PER_SAMPLE * labels.shape[1])
+    multipliers, _, intercept, gamma, gap, _ = _take_turn(
+        samples,
+        signs,
+        upper,
+        jnp.zeros_like(signs),
+        signs,  # the gradient, since multipliers are zero
+        jnp.zeros(count, jnp.int32),
+        jnp.float64(TOLERANCE),
+        jnp.int32(most),
+        jnp.full(count, most, jnp.int32),
+        kernel=kernel,
+    )
+    machine: tuple[Any, ...] = (multipliers, intercept, gamma)
+    values = (array.astype(jnp.float32) for array in machine)
+    return Machine(samples, *values), ~(gap > TOLERANCE)
+
+
 class _Solution(NamedTuple):
     """Signed multipliers [B, M] of B problems, and what belongs to them [B].
 
@@ -198,20 +239,20 @@ def _check(
 
 
 def _has_two_classes(labels: np.ndarray) -> np.ndarray:
-    return np.any(labels > 0, axis=1) & np.any(labels < 0, axis=1)
+    return (labels > 0).any(axis=1) & (labels < 0).any(axis=1)
 
 
 def _class_weights(labels: np.ndarray, class_weight: str | None) -> np.ndarray:
     """By which C is multiplied for each sample, [B, M] float64; 0 for padding."""
-    real = labels != 0
+    xp = labels.__array_namespace__()
+    weights = (labels != 0).astype(np.float64)
     if class_weight is None:
-        return real.astype(np.float64)
-    total = real.sum(axis=1, keepdims=True)
-    weights = np.zeros(labels.shape)
+        return weights
+    total = weights.sum(axis=1, keepdims=True)
     for label in (1, -1):
         own = labels == label
         count = own.sum(axis=1, keepdims=True)
-        weights += own * total / (2 * np.maximum(count, 1))
+        weights = xp.where(own, total / (2 * xp.maximum(count, 1)), weights)
     return weights
 
 
@@ -466,7 +507,7 @@ def _solve_by_interior_points(
 def padded(values: np.ndarray, axis: int) -> np.ndarray:
     """With zeros at the end of an axis, to one of few lengths: there is a compilation for each."""
     length = values.shape[axis]
-    step = max(16, 2 ** (length.bit_length() - 3))
+    step = max(32, 2 ** (length.bit_length() - 3))
     widths = [(0, 0)] * values.ndim
     widths[axis] = (0, -length % step)
     return np.pad(values, widths)

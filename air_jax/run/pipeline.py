@@ -1,8 +1,10 @@
 """The stages of a run, in order; what each takes from the one before and leaves behind."""
 
+import math
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -215,23 +217,29 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     size = len(codes["database"])
     metric, precision = job.config.retrieval.metric, job.config.retrieval.precision
 
-    def ranks_of(name: str, database_codes: np.ndarray, query_codes: np.ndarray) -> np.ndarray:
-        database = DeviceCodes(database_codes)
+    # A mesh on a CPU would only divide its cores anew.
+    mesh = None if jax.default_backend() == "cpu" else sharding.local(job.mesh)
+
+    def ranking_of(
+        name: str, database_codes: np.ndarray, query_codes: np.ndarray
+    ) -> full_ranking.Ranking:
+        database = DeviceCodes(database_codes, mesh)
         label = f"retrieve by {name}"
-        return full_ranking.ranks_by_distance(
-            database, query_codes, items, label=label, precision=precision
+        return full_ranking.ranking_by_distance(
+            database, query_codes, items, kept, block, label, precision
         )
 
     compared = distances.for_metric(metric, codes["database"], codes["query"])
+    kept = min(simulated_user.TOP, size)
+    own = math.ceil(len(items) / distributed.processes())
+    block = distances.queries_at_once(own, size)
     # Compiles, so that the seconds below do not hold it.
-    full_ranking.ranks_by_distance(
-        DeviceCodes(compared[0]), compared[1][:1], items[:1], precision=precision
+    full_ranking.ranking_by_distance(
+        DeviceCodes(compared[0], mesh), compared[1][:1], items[:1], kept, block, None, precision
     )
     started = time.monotonic()
-    ranks = ranks_of("codes", *compared)
+    ranks, top = ranking_of("codes", *compared)
     seconds = time.monotonic() - started
-    kept = min(simulated_user.TOP, size)
-    top = full_ranking.first_by_distance(*compared, kept, precision)
     per_query = {"ap": metrics.average_precision(ranks, size)}
     different = count_different(codes["database"])
     if different < ENOUGH_DIFFERENT * size:
@@ -257,7 +265,7 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     if "untrained" in wanted:
         untrained = codes["untrained_database"], codes["untrained_query"]
         untrained = distances.for_metric(metric, *untrained)
-        ranks = ranks_of("the untrained net's codes", *untrained)
+        ranks, _ = ranking_of("the untrained net's codes", *untrained)
         per_query["untrained_ap"] = metrics.average_precision(ranks, size)
     for name in (n for n in baselines.WITHOUT_NET if n in wanted):
         per_query[f"{name}_ap"] = baseline_ap(name, job)

@@ -11,6 +11,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from air_jax.runtime import distributed
 
+UNKNOWN_MEMORY = 2**31  # bytes
+
 
 def on_cpu() -> bool:
     """Whether JAX computes on CPUs: the one switch for what is faster another way there."""
@@ -46,6 +48,14 @@ def local(mesh: Mesh) -> Mesh:
     """The mesh of those devices that are this process's own."""
     own = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
     return mesh if len(own) == mesh.size else make_mesh(own)
+
+
+def free_memory(device: jax.Device) -> int:
+    """Bytes of a device's memory that are free; `UNKNOWN_MEMORY` if it does not say."""
+    said = device.memory_stats() or {}
+    if "bytes_limit" not in said:
+        return UNKNOWN_MEMORY
+    return int(said["bytes_limit"] - said.get("bytes_in_use", 0))
 
 
 def put(tree: Any, sharding: NamedSharding) -> Any:

@@ -5,7 +5,7 @@ gathered and merged. The search then finds the same as on one device, equal dist
 the positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import Any
 
@@ -24,7 +24,6 @@ from air_jax.search.codes import (
     exact_top,
     frame_of,
 )
-from air_jax.search.distances import BLOCK
 from air_jax.search.scorers import OUTSIDE, ROUNDING, Kernel, Mixture, Near, Scorer
 
 AXIS = "data"  # of the mesh
@@ -63,7 +62,7 @@ class DeviceCodes:
             # A code that was given lies no farther than this from the one kept.
             self.lost = ROUNDING * float(np.max(np.linalg.norm(centred, axis=1)))
             self.centred = jnp.asarray(centred)
-            self.lengths = jnp.sum(self.centred**2, axis=1)
+            self.lengths = _lengths(self.centred)
             return
         filling = -self.size % mesh.size
         lengths = np.square(centred).sum(axis=1)
@@ -73,13 +72,8 @@ class DeviceCodes:
 
     @cached_property
     def covariance(self) -> np.ndarray:
-        counts = jnp.abs(self.centred).max(axis=1) <= self._frame.limit
-        used = self.centred if counts.all() else jnp.where(counts[:, None], self.centred, 0)
-        total = np.zeros((self.dimension, self.dimension))
-        for start in range(0, self.size, SUMMED):
-            part = used[start : start + SUMMED]
-            total += np.asarray(jnp.matmul(part.T, part, precision="highest"))
-        return total.astype(np.float32) / np.float32(counts.sum())
+        parts, count = jax.device_get(_products(self.centred, self._frame.limit))
+        return parts.sum(axis=0, dtype=np.float64).astype(np.float32) / np.float32(count)
 
     @cached_property
     def deviation(self) -> np.ndarray:
@@ -88,8 +82,16 @@ class DeviceCodes:
     @cached_property
     def _standardised(self) -> tuple[jax.Array, jax.Array]:
         """Codes [N, D] of unit deviation in each dimension, and their squared lengths [N]."""
-        codes = self.centred / self.deviation
-        return codes, jnp.sum(codes**2, axis=1)
+        return _standardised(self.centred, self.deviation)
+
+    @cached_property
+    def _on_host(self) -> np.ndarray:
+        return np.asarray(self.centred)  # no copy on a CPU
+
+    @cached_property
+    def _longest(self) -> float:
+        """The largest length of a standardised code."""
+        return float(np.sqrt(np.asarray(self._standardised[1]).max()))
 
     def __len__(self) -> int:
         return self.size
@@ -98,7 +100,7 @@ class DeviceCodes:
         return self.take(positions) * self.unit + self.mean
 
     def take(self, positions: np.ndarray) -> np.ndarray:
-        return np.asarray(self.centred)[positions]
+        return self._on_host[positions]
 
     def centre(self, queries: np.ndarray) -> np.ndarray:
         """Query codes [Q, D] -> float32, centred as these codes.
@@ -132,7 +134,7 @@ class DeviceCodes:
             show,
             moved=self.lost,
             lost=self.lost,
-            longest=float(np.sqrt(np.asarray(self._standardised[1]).max())),
+            longest=self._longest,
         )
 
     def scores(self, scorer: Scorer) -> jax.Array:
@@ -162,6 +164,28 @@ class DeviceCodes:
         )
 
 
+@jax.jit
+def _lengths(centred: jax.Array) -> jax.Array:
+    return jnp.sum(centred**2, axis=1)
+
+
+@jax.jit
+def _products(centred: jax.Array, limit: float) -> tuple[jax.Array, jax.Array]:
+    """Sums of products [P, D, D] of parts of the codes, and how many codes they are of."""
+    counts = jnp.abs(centred).max(axis=1) <= limit
+    used = jnp.where(counts[:, None], centred, 0)
+    starts = range(0, len(centred), SUMMED)
+    parts = (used[start : start + SUMMED] for start in starts)
+    products = [jnp.matmul(part.T, part, precision="highest") for part in parts]
+    return jnp.stack(products), counts.sum()
+
+
+@jax.jit
+def _standardised(centred: jax.Array, deviation: jax.Array) -> tuple[jax.Array, jax.Array]:
+    codes = centred / deviation
+    return codes, jnp.sum(codes**2, axis=1)
+
+
 @partial(jax.jit, static_argnames="count")
 def _best(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     return distances.nearest(scores, count)
@@ -182,7 +206,7 @@ def search(
     codes: DeviceCodes,
     queries: np.ndarray,
     k: int,
-    block: int = BLOCK,
+    block: int | None = None,
     precision: str = "float32",
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest images of each query, exactly.
@@ -194,7 +218,7 @@ def search(
         codes: of N images.
         queries: [Q, D], not centred.
         k: from 1 to N.
-        block: queries at a time.
+        block: queries at a time; None: see `distances.queries_at_once`.
         precision: of `distances.PRECISIONS`.
 
     Returns:
@@ -208,11 +232,22 @@ def search(
     count = len(queries)
     if codes.mesh is None:
         (queries,) = distributed.shares(queries)
-    arrays, options = (codes.centred, codes.lengths), {"precision": precision, "mesh": codes.mesh}
-    parts = [
-        jax.device_get(_search_block(rows, *arrays, k=k, **options))
-        for rows in distances.blocks(codes.centre(queries), block)
-    ]
+    mesh = codes.mesh or own_device()
+    block = block or distances.queries_at_once(len(queries), len(codes))
+    rows = distances.blocks(codes.centre(queries), block)
+    whole = sharding.replicated(mesh)
+    started = (
+        _search_block(
+            sharding.put(part, whole),
+            codes.centred,
+            codes.lengths,
+            k=k,
+            precision=precision,
+            mesh=mesh,
+        )
+        for part in rows
+    )
+    parts = [jax.device_get(part) for part in ahead(started)]
     found = (np.concatenate(part)[: len(queries)] for part in zip(*parts, strict=True))
     if codes.mesh is None:
         found = (distributed.gather(rows, count) for rows in found)
@@ -228,18 +263,15 @@ def _search_block(
     *,
     k: int,
     precision: str = "float32",
-    mesh: Mesh | None = None,
+    mesh: Mesh,
 ) -> tuple[jax.Array, jax.Array]:
     def local(
         queries: jax.Array, codes: jax.Array, lengths: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         scores = -distances.squared_distances(queries, codes, lengths, precision)
-        return distances.nearest(scores, min(k, len(codes)))
-
-    def merged(
-        queries: jax.Array, codes: jax.Array, lengths: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        values, positions = local(queries, codes, lengths)
+        values, positions = distances.nearest(scores, min(k, len(codes)))
+        if mesh.size == 1:
+            return values, positions
         positions = positions + len(codes) * jax.lax.axis_index(AXIS)
         # In order of the devices, hence of the database: equal values keep it.
         values, positions = (
@@ -248,9 +280,24 @@ def _search_block(
         values, places = jax.lax.top_k(values, k)
         return values, jnp.take_along_axis(positions, places, axis=1)
 
-    program = local if mesh is None else on_rows(merged, mesh, others=1)
-    values, positions = program(queries, codes, lengths)
+    values, positions = on_rows(local, mesh, others=1)(queries, codes, lengths)
     return -values, positions
+
+
+def own_device() -> Mesh:
+    """The mesh of the one device that codes lie on which are not split over a mesh."""
+    return sharding.make_mesh(jax.local_devices()[:1])
+
+
+def ahead(made: Iterator[Any]) -> Iterator[Any]:
+    """The same, each started before the one before it is used."""
+    last = None
+    for value in made:
+        if last is not None:
+            yield last
+        last = value
+    if last is not None:
+        yield last
 
 
 def on_rows(function: Callable[..., Any], mesh: Mesh, others: int) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ origin, so the codes here are centred. The whole [Q, N] matrix never exists: que
 blocks.
 """
 
+import math
 from collections.abc import Iterator
 from functools import partial
 
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-BLOCK = 64  # queries at a time: 64 x 50,000 float32 are 13 MB
+BLOCK = 64  # queries at a time on a CPU: 64 x 50,000 float32 are 13 MB
+SCORES_BYTES = 2**30  # of the scores of a block of queries on an accelerator
 METRICS = ("l2", "standardised", "cosine", "inner_product")
 # Of the products of queries and codes. Accelerators round float32 to TF32 or bfloat16 unless told
 # not to; three products of bfloat16 parts are nearly as exact as float32. A CPU takes float32.
@@ -122,6 +124,14 @@ def best_unmarked(scores: jax.Array, marked: jax.Array, count: int) -> tuple[jax
     is_marked = (positions[:, :, None] == marked[:, None, :]).any(axis=2)
     order = jnp.argsort(is_marked, axis=1, stable=True)[:, :count]
     return jnp.take_along_axis(values, order, axis=1), jnp.take_along_axis(positions, order, axis=1)
+
+
+def queries_at_once(count: int, size: int) -> int:
+    """Of so many queries over so many codes: as many as a cache, or an accelerator, is good for."""
+    if jax.default_backend() == "cpu":
+        return BLOCK
+    most = max(BLOCK, SCORES_BYTES // (4 * size))
+    return math.ceil(count / max(1, math.ceil(count / most)))
 
 
 def blocks(rows: np.ndarray, block: int) -> Iterator[np.ndarray]:

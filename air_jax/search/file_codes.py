@@ -10,11 +10,12 @@ Exact codes are kept as they were given where float32 holds them, else centred (
 float16 and int8 codes are centred. Format 1, which is still read, kept float16 codes as given.
 
 A search goes through the codes tile by tile: each tile is scored and its best are merged with the
-best so far, while the next tile is on its way. Smaller codes are searched faster, since reading
-them is what takes the time. A search finds some more images than were asked for, and puts these
-in order by their exact codes in double precision. `error` and `lost` bound what is kept: no code
-that was given lies farther than `error` from the one that is searched, nor than `lost` from the
-exact one.
+best so far, while the next tile is on its way. An accelerator keeps all tiles, if they fit its
+free memory: a round then moves marks in and the best images out. Smaller codes are searched
+faster, since reading them is what takes the time. A search finds some more images than were asked
+for, and puts these in order by their exact codes in double precision. `error` and `lost` bound
+what is kept: no code that was given lies farther than `error` from the one that is searched, nor
+than `lost` from the exact one.
 """
 
 import json
@@ -30,6 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from air_jax.runtime.atomic_files import write_json
+from air_jax.runtime.sharding import free_memory
 from air_jax.search import distances, scorers
 from air_jax.search.codes import (
     ROWS,
@@ -51,6 +53,8 @@ TILE = 2**17  # codes: 64 MB of 128-d float32
 SCORES = 2**24  # of all rankings in a tile, at most
 CHUNK = 4096  # codes scored at once; on a CPU these stay in its cache
 UNDER_WAY = 2  # tiles
+KEPT_TILE = 2**22  # codes that an accelerator keeps in one piece
+SHARE = 0.6  # of an accelerator's free memory that codes may take; scores need some, too
 
 
 class FileCodes:
@@ -155,30 +159,41 @@ class FileCodes:
     def _best(self, scorer: Scorer, count: int, show: str) -> tuple[np.ndarray, np.ndarray]:
         """Scores and positions [B, count] of the highest scores by the codes as stored."""
         rankings = len(jax.tree.leaves(scorer)[0])
-        rows = max(CHUNK, min(TILE, SCORES // rankings) // CHUNK * CHUNK)
+        at_once = SCORES // rankings
+        rows = max(CHUNK, min(TILE, at_once) // CHUNK * CHUNK)
+        chunk = CHUNK if self._kept is None else max(CHUNK, min(KEPT_TILE, at_once))
         best = (
-            jnp.full((rankings, count), -jnp.inf, jnp.float32),
-            jnp.full((rankings, count), self.size, jnp.int32),
+            np.full((rankings, count), -np.inf, np.float32),
+            np.full((rankings, count), self.size, np.int32),
         )
-        unpacking = (self.scale, self.offset, self.deviation)
+        given = jax.device_put((best, scorer, (self.scale, self.offset, self.deviation)))
+        best, scorer, unpacking = given
         under_way: deque[jax.Array] = deque()
-        for first, tile in _tiles(self.stored, rows):
-            best = _merge(best, scorer, tile, first, unpacking, show)
+        for first, tile in self._kept or _tiles(self.stored, rows):
+            best = _merge(best, scorer, tile, first, unpacking, show, chunk)
             under_way.append(best[0])
-            if len(under_way) > UNDER_WAY:  # tiles that are read wait in memory
-                under_way.popleft().block_until_ready()
+            if self._kept is None and len(under_way) > UNDER_WAY:
+                under_way.popleft().block_until_ready()  # tiles that are read wait in memory
         values, positions = jax.device_get(best)
         return values, positions.astype(np.int64)
 
+    @cached_property
+    def _kept(self) -> list[tuple[np.int32, jax.Array]] | None:
+        """All tiles, where an accelerator has room for them; a CPU reads the file's own pages."""
+        if jax.default_backend() == "cpu":
+            return None
+        room = SHARE * free_memory(jax.local_devices()[0])
+        return list(_tiles(self.stored, KEPT_TILE)) if self.stored.nbytes <= room else None
 
-def _tiles(codes: np.ndarray, rows: int) -> Iterator[tuple[int, jax.Array]]:
+
+def _tiles(codes: np.ndarray, rows: int) -> Iterator[tuple[np.int32, jax.Array]]:
     """The first row of each tile, and the tile on its way to the device."""
-    for first in range(0, len(codes), rows):
+    for first in map(np.int32, range(0, len(codes), rows)):
         # On a CPU this makes no copy (`jnp.asarray` does): reading it is reading the file.
         yield first, jax.device_put(codes[first : first + rows])
 
 
-@partial(jax.jit, static_argnames="show")
+@partial(jax.jit, static_argnames=("show", "chunk"))
 def _merge(
     best: tuple[jax.Array, jax.Array],
     scorer: Scorer,
@@ -186,19 +201,23 @@ def _merge(
     first: jax.Array,
     unpacking: tuple[jax.Array, jax.Array, jax.Array],
     show: str,
+    chunk: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """The best so far [B, R] and those of a tile [n, D], whose first row is at `first`."""
+    """The best so far [B, R] and those of a tile [n, D], whose first row is at `first`.
+
+    So many codes of a `chunk` are scored at once.
+    """
     scale, offset, deviation = unpacking
 
-    def score(chunk: jax.Array) -> jax.Array:
-        codes = chunk.astype(jnp.float32) * scale + offset
+    def score(part: jax.Array) -> jax.Array:
+        codes = part.astype(jnp.float32) * scale + offset
         return scorers.SHOW[show](scorers.of_codes(scorer, codes, deviation))
 
-    count = len(tile) // CHUNK
-    whole = count * CHUNK
+    count = len(tile) // chunk
+    whole = count * chunk
     parts = []
     if count:
-        scores = jax.lax.map(score, tile[:whole].reshape(count, CHUNK, tile.shape[1]))
+        scores = jax.lax.map(score, tile[:whole].reshape(count, chunk, tile.shape[1]))
         parts.append(jnp.moveaxis(scores, 0, 1).reshape(-1, whole))
     if whole < len(tile):
         parts.append(score(tile[whole:]))

@@ -7,19 +7,26 @@ would reward codes that do not tell images apart.
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from air_jax.runtime import distributed
+from air_jax.runtime import distributed, sharding
 from air_jax.runtime.progress import Progress
-from air_jax.search.device_codes import AXIS, DeviceCodes, on_rows, search
-from air_jax.search.distances import BLOCK, best_unmarked, blocks, negative_distances
+from air_jax.search.device_codes import AXIS, DeviceCodes, ahead, on_rows, own_device
+from air_jax.search.distances import (
+    best_unmarked,
+    blocks,
+    nearest,
+    negative_distances,
+    queries_at_once,
+)
 
 CORES = os.cpu_count() or 1
 TIE_SEED = 0x7135  # of `tie_order`
@@ -56,6 +63,8 @@ def first_unmarked(scores: jax.Array, marked: np.ndarray, count: int) -> np.ndar
     Returns:
         [B, count] int32 positions: processes that gather them agree on the dtype.
     """
+    if jax.default_backend() == "cpu":
+        return first_by_partition(np.asarray(scores), marked, count)
     values, positions = best_unmarked(scores, marked, count)
     if count and bool(_others_tie(scores, marked, values)):
         order = tie_order(scores.shape[1])
@@ -63,6 +72,34 @@ def first_unmarked(scores: jax.Array, marked: np.ndarray, count: int) -> np.ndar
         _, places = best_unmarked(scores[:, by_order], order[marked], count)
         return by_order[np.asarray(places)]
     return np.asarray(positions)
+
+
+def first_by_partition(scores: np.ndarray, marked: np.ndarray, count: int) -> np.ndarray:
+    """`first_unmarked` on the CPU: NumPy partitions values with vector instructions."""
+    found = np.empty((len(scores), count), np.int32)
+    size = scores.shape[1]
+    order = tie_order(size)
+
+    def some(rows: np.ndarray) -> None:
+        values = np.empty(size, np.float32)
+        for row in rows:
+            np.negative(scores[row], out=values)
+            values[marked[row]] = np.inf
+            last = np.partition(values, count - 1)[count - 1]
+            best = np.flatnonzero(values <= last)
+            if np.isinf(last):  # scores may be minus infinity
+                best = best[~np.isin(best, marked[row])]
+            found[row] = best[np.lexsort((order[best], values[best]))[:count]]
+
+    if count:
+        _on_all_cores(some, len(scores))
+    return found
+
+
+def _on_all_cores(some: Callable[[np.ndarray], None], count: int) -> None:
+    """Call a function with all of so many rows, a part of them on each core."""
+    with ThreadPoolExecutor(CORES) as pool:
+        list(pool.map(some, np.array_split(np.arange(count), CORES)))
 
 
 @jax.jit
@@ -114,8 +151,7 @@ def ranks_by_sorting(scores: np.ndarray, items: np.ndarray) -> np.ndarray:
                 place[own] += np.searchsorted(equals, order[items[row, own]])
             found[row] = np.where(items[row] == PADDING, size, place)
 
-    with ThreadPoolExecutor(CORES) as pool:
-        list(pool.map(some, np.array_split(np.arange(len(items)), CORES)))
+    _on_all_cores(some, len(items))
     return found
 
 
@@ -170,84 +206,107 @@ def images_before(
     return jnp.zeros(count, jnp.int32).at[place].set(before)
 
 
+class Ranking(NamedTuple):
+    """What is kept of the full rankings of Q queries.
+
+    Attributes:
+        ranks: [Q, M] int32 of some images; see `ranks`.
+        first: [Q, K] int32 positions of the first images.
+    """
+
+    ranks: np.ndarray
+    first: np.ndarray
+
+
 def ranks_by_distance(
     codes: DeviceCodes,
     queries: np.ndarray,
     items: np.ndarray,
-    block: int = BLOCK,
+    block: int | None = None,
     label: str | None = None,
     precision: str = "float32",
 ) -> np.ndarray:
-    """Where some images stand for each query by distance.
+    """`ranking_by_distance` of some images alone: [Q, M] int32."""
+    return ranking_by_distance(codes, queries, items, 0, block, label, precision).ranks
 
-    Each of several processes ranks its share of the queries, and gets the ranks of all; on a mesh,
-    all processes of the mesh rank all queries together.
+
+def ranking_by_distance(
+    codes: DeviceCodes,
+    queries: np.ndarray,
+    items: np.ndarray,
+    count: int,
+    block: int | None = None,
+    label: str | None = None,
+    precision: str = "float32",
+) -> Ranking:
+    """Where some images stand for each query by distance, and the first images.
+
+    Each of several processes ranks its share of the queries, and gets the ranks of all; on a mesh
+    of several processes, all of them rank all queries together.
 
     Args:
         codes: of N images.
         queries: [Q, D], not centred.
         items: [Q, M] positions; see `ranks`.
-        block: queries at a time.
+        count: of first images, from 0 to N.
+        block: queries at a time; None: see `distances.queries_at_once`.
         label: of the progress that is shown; None shows none.
         precision: one of `distances.PRECISIONS`.
-
-    Returns:
-        [Q, M] int32; see `ranks`.
 
     Raises:
         ValueError: `queries` do not fit the codes.
     """
-    count = len(queries)
-    if codes.mesh is None:
+    total = len(queries)
+    mesh = codes.mesh or own_device()
+    divided = len(mesh.local_devices) == mesh.size
+    if divided:
         queries, items = distributed.shares(queries, items)
+    block = block or queries_at_once(len(queries), len(codes))
     progress = Progress(label, len(queries), unit="queries") if label else None
-    wanted = blocks(items, block)
-    rows = blocks(codes.centre(queries), block)
+    parts = zip(blocks(codes.centre(queries), block), blocks(items, block), strict=True)
     arrays = codes.centred, codes.lengths
-    found = []
-    if codes.mesh is None:
-        # The next block's scores are computed while these are ranked.
-        for scores in _ahead(negative_distances(part, *arrays, precision) for part in rows):
-            found.append(ranks(scores, next(wanted)))
-            if progress:
-                progress.advance(min(block, progress.total - progress.done))
+    found: Iterator[tuple[Any, Any]]
+    if codes.mesh is None and jax.default_backend() == "cpu":
+        none = np.zeros((block, 0), np.int32)
+        started = ((negative_distances(part, *arrays, precision), wanted) for part, wanted in parts)
+        found = (
+            (ranks(scores, wanted), first_unmarked(scores, none, count))
+            for scores, wanted in ahead(started)
+        )
     else:
         # Rows that fill up the last device are infinitely far, behind all images.
+        whole = sharding.replicated(mesh)
         order = np.pad(tie_order(len(codes)), (0, len(codes.centred) - len(codes)))
-        for part in rows:
-            held = _ranks_block(
-                part, next(wanted), order, *arrays, mesh=codes.mesh, precision=precision
-            )
-            found.append(np.asarray(held))
+        order = sharding.put(order, whole)
+        found = map(
+            jax.device_get,
+            ahead(
+                _ranks_block(
+                    *sharding.put(part, whole),
+                    order,
+                    *arrays,
+                    mesh=mesh,
+                    precision=precision,
+                    count=count,
+                )
+                for part in parts
+            ),
+        )
+    kept = []
+    for part in found:
+        kept.append(part)
+        if progress:
+            progress.advance(min(block, progress.total - progress.done))
     if progress:
         progress.close()
-    rank = np.concatenate(found)[: len(queries)]
-    if codes.mesh is None:
-        return distributed.gather(rank, count)
-    return np.where(items == PADDING, len(codes), rank)
+    ranking = [np.concatenate(column)[: len(queries)] for column in zip(*kept, strict=True)]
+    ranking[0] = np.where(items == PADDING, np.int32(len(codes)), ranking[0])
+    if divided:
+        ranking = [distributed.gather(column, total) for column in ranking]
+    return Ranking(*ranking)
 
 
-def first_by_distance(
-    codes: np.ndarray, queries: np.ndarray, count: int, precision: str = "float32"
-) -> np.ndarray:
-    """The first images for each query by distance, equals in the order of `tie_order`.
-
-    Args:
-        codes: [N, D].
-        queries: [Q, D], not centred.
-        count: from 1 to N.
-        precision: one of `distances.PRECISIONS`.
-
-    Returns:
-        [Q, count] int32 positions.
-    """
-    # `search` has equals in order of the database: so that is the order it gets.
-    by_order = np.argsort(tie_order(len(codes))).astype(np.int32)
-    _, places = search(DeviceCodes(codes[by_order]), queries, count, precision=precision)
-    return by_order[places]
-
-
-@partial(jax.jit, static_argnames=("mesh", "precision"))
+@partial(jax.jit, static_argnames=("mesh", "precision", "count"))
 def _ranks_block(
     queries: jax.Array,
     items: jax.Array,
@@ -257,14 +316,15 @@ def _ranks_block(
     *,
     mesh: Mesh,
     precision: str = "float32",
-) -> jax.Array:
+    count: int = 0,
+) -> tuple[jax.Array, jax.Array]:
     def local(
         queries: jax.Array,
         items: jax.Array,
         order: jax.Array,
         codes: jax.Array,
         lengths: jax.Array,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, jax.Array]:
         rows = len(codes)
         first = rows * jax.lax.axis_index(AXIS)
         distances = -negative_distances(queries, codes, lengths, precision)
@@ -273,17 +333,26 @@ def _ranks_block(
         values = jax.lax.psum(jnp.where(own, held, 0), AXIS)  # one device has each
         here = jax.lax.dynamic_slice_in_dim(order, first, rows)
         before = jax.vmap(images_before, in_axes=(0, None, 0, 0, 0))
-        return jax.lax.psum(before(distances, here, values, order[items], own), AXIS)
+        ranks = jax.lax.psum(before(distances, here, values, order[items], own), AXIS)
+        if not count:
+            return ranks, jnp.zeros((len(queries), 0), jnp.int32)
+        best = _first(distances, here, min(count, rows))
+        found = [
+            jax.lax.all_gather(of, AXIS, axis=1, tiled=True)
+            for of in (
+                jnp.take_along_axis(distances, best, axis=1),
+                here[best],
+                (first + best).astype(jnp.int32),
+            )
+        ]
+        return ranks, jax.lax.sort(found, num_keys=2)[2][:, :count]
 
     return on_rows(local, mesh, others=3)(queries, items, order, codes, lengths)
 
 
-def _ahead(made: Iterator[jax.Array]) -> Iterator[jax.Array]:
-    """The same, each dispatched before the one before it is used."""
-    last = None
-    for value in made:
-        if last is not None:
-            yield last
-        last = value
-    if last is not None:
-        yield last
+def _first(distances: jax.Array, order: jax.Array, count: int) -> jax.Array:
+    """Places [B, count] of the smallest distances [B, n], equals by `order` [n]; not sorted."""
+    last = -nearest(-distances, count)[0][:, -1:]
+    least = jnp.iinfo(jnp.int32).min
+    key = jnp.where(distances < last, 1, jnp.where(distances == last, -order, least))
+    return nearest(key, count)[1]

@@ -3,8 +3,16 @@
 All of them follow from the ranks of the relevant images. Where rows of ranks differ in length the
 shorter are filled up with ranks that are no image's, `size` or more, `size` being the number of
 images in the database.
+
+Ranks are arrays of NumPy or, within a program, of JAX: `xp` is the namespace of either.
 """
 
+import functools
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -18,16 +26,13 @@ def average_precision(ranks: np.ndarray, size: int) -> np.ndarray:
     Returns:
         [Q] float64; NaN where nothing is relevant.
     """
-    ordered = np.sort(ranks, axis=1)
+    xp = ranks.__array_namespace__()
+    ordered = xp.sort(ranks, axis=1)
     real = ordered < size
-    precision = np.arange(1, ranks.shape[1] + 1) / (ordered + 1)
+    precision = xp.arange(1, ranks.shape[1] + 1) / (ordered + 1)
     count = real.sum(axis=1)
-    return np.divide(
-        np.where(real, precision, 0).sum(axis=1),
-        count,
-        where=count > 0,
-        out=np.full(len(ranks), np.nan),
-    )
+    total = xp.where(real, precision, 0).sum(axis=1)
+    return xp.where(count > 0, total / xp.maximum(count, 1), np.nan)
 
 
 def random_average_precision(relevant: np.ndarray, size: int) -> np.ndarray:
@@ -41,7 +46,7 @@ def random_average_precision(relevant: np.ndarray, size: int) -> np.ndarray:
 
 def precision_at(ranks: np.ndarray, k: int) -> np.ndarray:
     """The share of relevant images among the first k, [Q]."""
-    return np.count_nonzero(ranks < k, axis=1) / k
+    return (ranks < k).sum(axis=1) / k
 
 
 def recall_at(ranks: np.ndarray, k: int, size: int) -> np.ndarray:
@@ -64,13 +69,20 @@ def residual_ranks(relevant_ranks: np.ndarray, marked_ranks: np.ndarray, size: i
     Returns:
         [Q, R]; `size` for padding and for the relevant images that are marked.
     """
-    marked = np.sort(marked_ranks, axis=1)
-    before = np.stack([np.searchsorted(m, r) for m, r in zip(marked, relevant_ranks, strict=True)])
-    after = np.stack(
-        [np.searchsorted(m, r, side="right") for m, r in zip(marked, relevant_ranks, strict=True)]
-    )
+    xp = relevant_ranks.__array_namespace__()
+    marked = xp.sort(marked_ranks, axis=1)
+    before = _places(marked, relevant_ranks, "left")
+    after = _places(marked, relevant_ranks, "right")
     gone = (after > before) | (relevant_ranks >= size)
-    return np.where(gone, size, relevant_ranks - before)
+    return xp.where(gone, size, relevant_ranks - before)
+
+
+def _places(ordered: np.ndarray, values: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:
+    """`searchsorted` row by row."""
+    if isinstance(ordered, np.ndarray):
+        rows = zip(ordered, values, strict=True)
+        return np.stack([np.searchsorted(row, of, side) for row, of in rows])
+    return jax.vmap(partial(jnp.searchsorted, side=side))(ordered, values)
 
 
 def mean(values: np.ndarray) -> float | None:
@@ -99,15 +111,30 @@ def bootstrap_interval(
     valid = ~np.isnan(values)
     if not valid.any():
         return None
-    classes = [values[valid & (labels == label)] for label in np.unique(labels[valid])]
-    rng = np.random.default_rng(0)
-    counts = np.array([len(c) for c in classes])
-    chosen = rng.integers(len(classes), size=(resamples, len(classes)))
-    sums = np.zeros((resamples, len(classes)))
-    for label, members in enumerate(classes):
-        places = np.nonzero(chosen == label)
-        drawn = rng.integers(len(members), size=(len(places[0]), len(members)))
-        sums[places] = members[drawn].sum(axis=1)
-    means = sums.sum(axis=1) / counts[chosen].sum(axis=1)
+    order = np.argsort(labels[valid], kind="stable")
+    _, counts = np.unique(labels[valid], return_counts=True)
+    means = _resamples(tuple(counts.tolist()), resamples) @ values[valid][order]
     tail = (1 - level) / 2
     return [float(q) for q in np.quantile(means, [tail, 1 - tail])]
+
+
+@functools.lru_cache(maxsize=2)  # the rounds and the learners of a run share one
+def _resamples(counts: tuple[int, ...], resamples: int) -> np.ndarray:
+    """The weight of each query in each resample's mean, [resamples, Q] float64.
+
+    Args:
+        counts: queries of each class; the queries are in order of the classes.
+        resamples: how often.
+    """
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(len(counts), size=(resamples, len(counts)))
+    weights = np.zeros((resamples, sum(counts)))
+    start = 0
+    for label, count in enumerate(counts):
+        rows = np.nonzero(chosen == label)[0]
+        drawn = rng.integers(count, size=(len(rows), count))
+        places = (rows[:, None] * count + drawn).ravel()
+        times = np.bincount(places, minlength=resamples * count)
+        weights[:, start : start + count] = times.reshape(resamples, count)
+        start += count
+    return weights / np.array(counts)[chosen].sum(axis=1, keepdims=True)

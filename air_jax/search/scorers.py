@@ -20,8 +20,9 @@ from threadpoolctl import threadpool_limits
 
 from air_jax.search.distances import negative_distances
 
-TILE = 2048  # codes, at least, whose distances to all samples are held at once
+TILE = 1024  # codes, at least, whose distances to all samples are held at once
 DISTANCES = 2**18  # so many distances are held if the samples are few
+BATCHED = 2**28  # distances of samples and codes that an accelerator holds at once
 CORES = os.cpu_count() or 1
 # A session's marks grow by a few a round, and every number of samples is compiled for: it is
 # rounded up.
@@ -207,12 +208,16 @@ def of_standardised(scorer: Linear | Kernel, codes: jax.Array) -> jax.Array:
 
 def linear_weights(machines: Machine) -> np.ndarray:
     """Normals [B, D] of the hyperplanes of B linear machines: f(x) = normal . x + intercept."""
-    return np.matmul(machines.coefficients[:, None], machines.support)[:, 0]
+    return (machines.coefficients[:, None] @ machines.support)[:, 0]
 
 
 @jax.jit
 def rbf_decisions(machines: Machine, codes: jax.Array) -> jax.Array:
-    """Decision values [B, N] of B RBF machines for codes [N, D], one machine at a time."""
+    """Decision values [B, N] of B RBF machines for codes [N, D].
+
+    On a CPU one machine at a time, whose distances stay in the cache; else as many as have
+    `BATCHED` distances.
+    """
     norms = squared_lengths(codes)
 
     def decide(machine: Machine) -> jax.Array:
@@ -222,7 +227,10 @@ def rbf_decisions(machines: Machine, codes: jax.Array) -> jax.Array:
         values = jnp.matmul(machine.coefficients, kernel, precision="highest")
         return values + machine.intercept
 
-    return jax.lax.map(decide, machines)
+    count, samples = machines.coefficients.shape
+    at_once = max(1, min(count, BATCHED // (samples * len(codes))))
+    on_cpu = jax.default_backend() == "cpu"
+    return jax.lax.map(decide, machines, batch_size=None if on_cpu else at_once)
 
 
 def squared_lengths(codes: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from accelerator import counting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -61,6 +62,37 @@ def test_equal_distances_over_devices_come_in_the_same_order_as_on_one(seed, siz
     order = np.stack([np.lexsort((ties, row)) for row in distances])
     places = np.take_along_axis(np.argsort(order, axis=1), np.maximum(items, 0), axis=1)
     np.testing.assert_array_equal(ranks, np.where(items == PADDING, 2 * size, places))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("devices", [1, 3, 4])
+@pytest.mark.parametrize("coarse", [False, True])
+def test_ranks_and_first_images_over_devices_are_numpys(devices, coarse, plays_accelerator):
+    codes, queries = collection(1, 203, coarse=coarse)
+    codes = codes - (codes.mean(axis=0) if coarse else 0)
+    distances = ((queries[:, None] - codes) ** 2).sum(axis=2)
+    order = np.stack([np.lexsort((full_ranking.tie_order(203), row)) for row in distances])
+    items = np.tile(np.arange(203, dtype=np.int32), (len(queries), 1))
+    for mesh in (None, sharding.make_mesh(jax.devices()[:devices])):
+        database = DeviceCodes(codes, mesh)
+        found = full_ranking.ranking_by_distance(database, queries, items, 80, block=4)
+        assert (found.first.dtype, found.ranks.dtype) == (np.int32, np.int32)
+        if not coarse:
+            np.testing.assert_array_equal(found.first, order[:, :80])
+        np.testing.assert_array_equal(found.first, np.argsort(found.ranks, axis=1)[:, :80])
+
+
+@pytest.mark.gpu
+def test_an_accelerator_ranks_many_queries_at_a_time(plays_accelerator):
+    codes, queries = collection(0, 500)
+    queries = np.tile(queries, (40, 1))
+    items = np.zeros((len(queries), 1), np.int32)
+    database = DeviceCodes(codes)
+    full_ranking.ranking_by_distance(database, queries, items, 10)
+    with counting() as counts:
+        full_ranking.ranking_by_distance(database, queries, items, 10)
+    assert not counts.compilations
+    assert len(counts.round_trips) == 1, counts.round_trips
 
 
 def test_bad_queries_and_k_are_errors():

@@ -244,8 +244,7 @@ def test_the_first_images_are_those_of_the_first_ranks_with_ties_too():
     queries = rng.integers(0, 2, (9, 4)).astype(np.float32)
     items = np.tile(np.arange(60, dtype=np.int32), (9, 1))
     database = DeviceCodes(codes)
-    ranks = full_ranking.ranks_by_distance(database, queries, items)
-    first = full_ranking.first_by_distance(codes, queries, 10)
+    ranks, first = full_ranking.ranking_by_distance(database, queries, items, 10)
     assert first.dtype == np.int32
     np.testing.assert_array_equal(first, np.argsort(ranks, axis=1)[:, :10])
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from accelerator import counting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -187,3 +188,37 @@ def test_examples_outside_the_store_are_at_the_positions_after_it(tmp_path):
     codes = WithExamples(store, examples).take(np.array([[3, 71, 70]]))
     np.testing.assert_array_equal(codes[0, 1:], examples[::-1])
     np.testing.assert_allclose(codes[0, 0], store.exact[3] - store.mean)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("storage", ["float32", "int8"])
+def test_an_accelerator_keeps_the_codes_from_round_to_round(
+    tmp_path, storage, monkeypatch, plays_accelerator
+):
+    monkeypatch.setattr(file_codes, "KEPT_TILE", 300)
+    monkeypatch.setattr(file_codes, "SCORES", 450)
+    store = make_store(tmp_path, storage)
+    for kind in KINDS:
+        scorer = make_scorer(kind, store)
+        found = store.top(scorer, 15)
+        expected = true_scores(scorer, store).astype(np.float32)
+        order = np.argsort(-expected, axis=1, kind="stable")[:, :15]
+        np.testing.assert_array_equal(found.positions, order)
+        # No tile moves again; one read of what was found.
+        monkeypatch.setattr(file_codes, "_tiles", None)
+        with counting() as counts:
+            store.top(scorer, 15)
+        assert not counts.compilations
+        assert len(counts.round_trips) == 1, counts.round_trips
+
+
+@pytest.mark.gpu
+def test_codes_that_do_not_fit_an_accelerator_are_read_tile_by_tile(
+    tmp_path, monkeypatch, plays_accelerator
+):
+    store = make_store(tmp_path)
+    monkeypatch.setattr(file_codes, "free_memory", lambda _: store.stored.nbytes)
+    assert store._kept is None
+    scorer = make_scorer("near", store)
+    order = np.argsort(-true_scores(scorer, store), axis=1)[:, :15]
+    np.testing.assert_array_equal(store.top(scorer, 15).positions, order)
