@@ -89,12 +89,13 @@ def convolve_to_few(x: jax.Array, kernel: jax.Array) -> jax.Array:
     products = x @ kernel.transpose(2, 0, 1, 3).reshape(read, -1)
     products = _bordered(products, (side - 1) // 2, side // 2)
     height, width = x.shape[:2]
-    return sum(
+    first, *others = (
         products[row : row + height, column : column + width, :, start : start + made]
         for row in range(side)
         for column in range(side)
         for start in ((row * side + column) * made,)
     )
+    return sum(others, start=first)
 
 
 def _to_few_forward(
