@@ -42,10 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(told: Namespace) -> None:
     say(f"loading JAX and the codes of {told.codes}")
+    from air_jax.baselines import baseline_codes
     from air_jax.reproduce import compare_learners
-    from air_jax.search import baselines, distances
+    from air_jax.search import distances
 
-    known = {"of": ("codes", "untrained", *baselines.WITHOUT_NET), "metric": distances.METRICS}
+    known = {"of": ("codes", "untrained", *baseline_codes.WITHOUT_NET), "metric": distances.METRICS}
     for flag, values in known.items():
         if getattr(told, flag) not in values:
             found, expected = getattr(told, flag), ", ".join(values)

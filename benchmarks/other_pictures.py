@@ -16,11 +16,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # this clone, and `benchm
 
 import numpy as np
 
+from air_jax.baselines import baseline_codes
 from air_jax.configs import folder as folder_config
 from air_jax.models import encode, net_file
 from air_jax.run import jobs
 from air_jax.run.work_directory import NET_FILE
-from air_jax.search import baselines, full_ranking, metrics
+from air_jax.search import full_ranking, metrics
 from air_jax.search.device_codes import DeviceCodes
 from benchmarks import measure
 
@@ -48,7 +49,7 @@ def main() -> None:
         pictures = job.database_images(), job.query_images()
         codes = {"net": tuple(encode.encode(kept.net, part, mesh, label=None) for part in pictures)}
         for name in WITHOUT_NET:
-            codes[name] = baselines.codes(name, *pictures, kept.dimension)
+            codes[name] = baseline_codes.make(name, *pictures, kept.dimension)
         rows += [{"images": images.name, **_retrieval(job, *codes[name], name)} for name in codes]
     by = {(row["images"], row["codes"]): row["map"] for row in rows}
     summary = {f"map_{images}_{codes}": value for (images, codes), value in by.items()}

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from air_jax.baselines import baseline_codes
 from air_jax.configs import default
 from air_jax.feedback import learners, simulated_user
 from air_jax.feedback.learners import LEARNERS, Learner
@@ -25,7 +26,7 @@ from air_jax.run.work_directory import CONFIG_FILE
 from air_jax.runtime.atomic_files import read_npz, write_json
 from air_jax.runtime.checksums import hash_of, read_checked_json
 from air_jax.runtime.progress import say
-from air_jax.search import baselines, distances, metrics
+from air_jax.search import distances, metrics
 from air_jax.search.device_codes import DeviceCodes
 
 LABELS = ("database_label", "query_label")
@@ -220,7 +221,7 @@ def codes_of(path: Path, of: str) -> dict[str, np.ndarray]:
     names = f"{prefix}database", f"{prefix}query"
     held = read_npz(path, (*names, *LABELS))
     database, query = (held[name] for name in names)
-    if of in baselines.WITHOUT_NET:
+    if of in baseline_codes.WITHOUT_NET:
         config = default.get_config()
         kept = read_checked_json(path.parent / CONFIG_FILE)["config"]
         data = {key: value for key, value in kept.items() if key.startswith("data.")}
@@ -229,7 +230,7 @@ def codes_of(path: Path, of: str) -> dict[str, np.ndarray]:
         if not np.array_equal(job.database_labels(), held["database_label"]):
             raise ValueError(f"{path} is of other images than {CONFIG_FILE} beside it loads")
         images = job.database_images(), job.query_images()
-        database, query = baselines.codes(of, *images, database.shape[1])
+        database, query = baseline_codes.make(of, *images, database.shape[1])
     return {"database": database, "query": query} | {key: held[key] for key in LABELS}
 
 
@@ -248,7 +249,7 @@ def run(
 
     Args:
         codes: a run's `codes.npz`.
-        of: "codes", "untrained", or a name of `baselines.WITHOUT_NET`: which codes.
+        of: "codes", "untrained", or a name of `baseline_codes.WITHOUT_NET`: which codes.
         out: folder for what is found.
         queries: held-out queries; 0: all.
         validation: queries to choose constants by.

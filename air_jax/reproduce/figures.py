@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from air_jax.baselines import baseline_codes
 from air_jax.models import architecture
 from air_jax.reproduce import claims, sweep
 from air_jax.reproduce.claims import Values
@@ -23,9 +24,7 @@ from air_jax.run.jobs import Job
 from air_jax.run.work_directory import CODES_FILE, FEEDBACK_FOLDER, RETRIEVAL_FILE, stage_keys
 from air_jax.runtime.atomic_files import read_npz
 from air_jax.runtime.checksums import hash_of_code
-from air_jax.search import baselines as search_baselines
 from air_jax.search import distances, full_ranking, metrics
-from air_jax.search.baselines import WITHOUT_NET
 from air_jax.search.device_codes import DeviceCodes
 
 BASELINES_FILE = "baselines.json"
@@ -109,12 +108,14 @@ def baselines(job: Job, folder: Path) -> dict[str, Any]:
     made_from = {
         "images": job.dataset.fingerprint(),
         "code_dim": job.config.model.code_dim,
-        "code": hash_of_code(search_baselines.codes),
+        "code": hash_of_code(baseline_codes.make),
         **data,
     }
     kept = KeptResults(folder / BASELINES_FILE, made_from)
     side = job.dataset.images.shape[1]
-    fitting = [n for n in WITHOUT_NET if side >= search_baselines.SMALLEST_SIDE.get(n, 1)]
+    fitting = [
+        n for n in baseline_codes.WITHOUT_NET if side >= baseline_codes.SMALLEST_SIDE.get(n, 1)
+    ]
     return {name: kept.get(name, partial(_baseline, name, job)) for name in fitting}
 
 

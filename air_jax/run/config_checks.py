@@ -13,6 +13,7 @@ from typing import Any
 import ml_collections
 from jax.sharding import Mesh
 
+from air_jax.baselines import baseline_codes
 from air_jax.configs import default
 from air_jax.data import loaders
 from air_jax.feedback import svm
@@ -24,7 +25,6 @@ from air_jax.models.net import DTYPES, ENCODERS, architecture_of
 from air_jax.models.readout import READOUTS
 from air_jax.runtime.arguments import near_key
 from air_jax.runtime.command_line import flatten
-from air_jax.search import baselines
 from air_jax.search.distances import METRICS, PRECISIONS
 from air_jax.training import loop, objectives, optimizer
 
@@ -136,7 +136,10 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         for key in keys:
             if not fits(values[key]):
                 raise ValueError(f"{key}={values[key]}: expected {words}")
-    for key, known in (("retrieval.baselines", baselines.NAMES), ("feedback.learners", LEARNERS)):
+    for key, known in (
+        ("retrieval.baselines", baseline_codes.NAMES),
+        ("feedback.learners", LEARNERS),
+    ):
         for name in values[key]:
             if name not in known:
                 raise ValueError(f"{key}: {name!r} is not one of {', '.join(known)}")
@@ -248,7 +251,7 @@ def check_fit(
         return
     for name in config.retrieval.baselines:
         try:
-            baselines.check_side(name, image_shape[0])
+            baseline_codes.check_side(name, image_shape[0])
         except ValueError as error:
             raise ValueError(f"retrieval.baselines: {error}; leave it out") from None
     rounds, marks = config.feedback.rounds, config.feedback.marks_per_round

@@ -8,6 +8,8 @@ import jax
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
+from air_jax.baselines import baseline_codes
+from air_jax.baselines import losses as baseline_losses
 from air_jax.feedback import learners, simulated_user
 from air_jax.models import encode, net_file
 from air_jax.models.net import Net, count_parameters
@@ -26,7 +28,7 @@ from air_jax.runtime.atomic_files import read_npz
 from air_jax.runtime.checksums import hash_of
 from air_jax.runtime.command_line import flatten
 from air_jax.runtime.progress import say
-from air_jax.search import baselines, distances, full_ranking, metrics
+from air_jax.search import distances, full_ranking, metrics
 from air_jax.search.codes import count_different
 from air_jax.search.device_codes import DeviceCodes
 from air_jax.training import loop
@@ -119,8 +121,8 @@ def _held_out(job: Job, workdir: WorkDir, net: Net, images: np.ndarray) -> dict[
     say(f"train: loss of the mean image, and of PCA to {config.model.code_dim} dimensions")
     result: dict[str, Any] = {
         "loss": losses.loss,
-        "constant_loss": baselines.constant_loss(images, held_out, std),
-        "pca_loss": baselines.kept_pca_loss(images, held_out, std, config.model.code_dim),
+        "constant_loss": baseline_losses.constant_loss(images, held_out, std),
+        "pca_loss": baseline_losses.kept_pca_loss(images, held_out, std, config.model.code_dim),
         "code_shuffled_loss": losses.code_shuffled_loss,
     }
     if result["pca_loss"] is None:
@@ -267,9 +269,9 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
         untrained = distances.for_metric(metric, *untrained)
         ranks, _ = ranking_of("the untrained net's codes", *untrained)
         per_query["untrained_ap"] = metrics.average_precision(ranks, size)
-    for name in (n for n in baselines.WITHOUT_NET if n in wanted):
+    for name in (n for n in baseline_codes.WITHOUT_NET if n in wanted):
         per_query[f"{name}_ap"] = baseline_ap(name, job)
-    for name in baselines.NAMES:
+    for name in baseline_codes.NAMES:
         ap = per_query.get(f"{name}_ap")
         maps[name] = {"map": None if ap is None else metrics.mean(ap)}
         if ap is None:
@@ -281,10 +283,10 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
 
 
 def baseline_ap(name: str, job: Job) -> np.ndarray:
-    """Average precision [Q] float64 of the first retrieval by one of `baselines.WITHOUT_NET`."""
+    """Average precision [Q] float64 of the first retrieval by codes of `WITHOUT_NET`."""
     images = job.database_images(), job.query_images()
     say(f"retrieve: {name} codes of {len(images[0]):,} images")
-    database, queries = baselines.kept_codes(name, *images, job.config.model.code_dim)
+    database, queries = baseline_codes.kept(name, *images, job.config.model.code_dim)
     items = full_ranking.relevant_items(job.query_labels(), job.database_labels())
     ranks = full_ranking.ranks_by_distance(
         DeviceCodes(database), queries, items, label=f"retrieve by {name}"

@@ -92,14 +92,14 @@ def stage_keys(config: ml_collections.ConfigDict, stage: str) -> dict[str, Any]:
 def stage_code(config: ml_collections.ConfigDict, stage: str) -> dict[str, dict[str, Any]]:
     """What the functions that a stage takes by name are fixed to, with hashes of their code."""
     # Here: commands read their flags, and this module, before JAX is imported.
+    from air_jax.baselines import baseline_codes
     from air_jax.feedback import learners
-    from air_jax.search import baselines
 
     if stage == "feedback":
         return {name: learners.made_from(name) for name in config.feedback.learners}
     if stage == "retrieve":
-        names = [n for n in baselines.WITHOUT_NET if n in config.retrieval.baselines]
-        return {name: {"code": hash_of_code(baselines.codes)} for name in names}
+        names = [n for n in baseline_codes.WITHOUT_NET if n in config.retrieval.baselines]
+        return {name: {"code": hash_of_code(baseline_codes.make)} for name in names}
     return {}
 
 

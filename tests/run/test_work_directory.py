@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from air_jax.baselines import kmeans, manifold_transform
 from air_jax.configs import default
 from air_jax.feedback import learners
-from air_jax.models import manifold_transform
 from air_jax.run import work_directory
 from air_jax.run.work_directory import WorkDir
-from air_jax.search import baselines
 
 
 @pytest.fixture
@@ -97,7 +96,7 @@ def test_a_learners_other_constants_or_code_redo_its_stage_and_the_message_says_
 
 @pytest.mark.parametrize(
     ("module", "constant", "name"),
-    [(baselines, "CENTROIDS", "kmeans"), (manifold_transform, "ATOMS", "smt")],
+    [(kmeans, "CENTROIDS", "kmeans"), (manifold_transform, "ATOMS", "smt")],
 )
 def test_another_constant_of_a_baseline_redoes_the_first_retrieval(
     folder, monkeypatch, module, constant, name

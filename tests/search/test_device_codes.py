@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import cdist
 
+from air_jax.baselines import baseline_codes
 from air_jax.data import splits
 from air_jax.runtime import sharding
-from air_jax.search import baselines, device_codes, distances, full_ranking, metrics
+from air_jax.search import device_codes, distances, full_ranking, metrics
 from air_jax.search.device_codes import DeviceCodes
 from air_jax.search.full_ranking import PADDING
 
@@ -182,7 +183,7 @@ def test_float64_and_non_contiguous_codes_give_the_same_answer():
 @pytest.mark.parametrize(("name", "expected"), [("pixels", 0.02382), ("pca", 0.02444)])
 def test_map_of_pixels_and_pca_on_cifar100_is_the_known_one(cifar100, name, expected):
     parts = splits.split(cifar100, "official")
-    codes = baselines.codes(name, *(cifar100.images[part] for part in parts), code_dim=128)
+    codes = baseline_codes.make(name, *(cifar100.images[part] for part in parts), code_dim=128)
     labels = [cifar100.labels[part] for part in parts]
     items = full_ranking.relevant_items(labels[1], labels[0])
     ranks = full_ranking.ranks_by_distance(DeviceCodes(codes[0]), codes[1], items)

@@ -7,12 +7,12 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances
 
+from air_jax.baselines import baseline_codes, kmeans, losses, manifold_transform, patches, pca
 from air_jax.data import datasets, splits
-from air_jax.models import manifold_transform, patches
-from air_jax.search import baselines, full_ranking, metrics
+from air_jax.search import full_ranking, metrics
 from air_jax.search.device_codes import DeviceCodes
 
-CENTROIDS = baselines.CENTROIDS
+CENTROIDS = kmeans.CENTROIDS
 
 
 def brute_force(dictionary, image):
@@ -28,14 +28,14 @@ def brute_force(dictionary, image):
             white = (patch - dictionary.whitening.mean) @ dictionary.whitening.matrix
             distances = pairwise_distances(white[None], dictionary.centroids)[0]
             quadrants[int(i >= half), int(j >= half)] += np.maximum(distances.mean() - distances, 0)
-    return (quadrants.ravel() / half**2) ** baselines.POWER
+    return (quadrants.ravel() / half**2) ** kmeans.POWER
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few_centroids():
     """For small images; CIFAR-100 takes all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baselines, "CENTROIDS", 30)
+        patch.setattr(kmeans, "CENTROIDS", 30)
         yield
 
 
@@ -46,11 +46,11 @@ def images():
 
 @pytest.fixture(scope="module")
 def dictionary(images):
-    return baselines.learn_patches(images)
+    return kmeans.learn(images)
 
 
 def test_features_are_those_of_a_loop_over_patches(images, dictionary):
-    features = baselines.describe_by_patches(dictionary, images, batch=7)
+    features = kmeans.describe(dictionary, images, batch=7)
     assert features.shape == (40, 4 * len(dictionary.centroids))
     for index in (0, 39):
         expected = brute_force(dictionary, images[index])
@@ -70,12 +70,12 @@ def test_principal_components_are_scikit_learns_but_for_their_signs(samples):
     codes = rng.standard_normal((samples, 50)) * np.linspace(3, 0.1, 50) + 7
     codes = codes.astype(np.float32)
     expected = PCA(8, svd_solver="full").fit(codes.astype(np.float64))
-    pca = baselines.fit_pca(codes, 8)
-    np.testing.assert_allclose(pca.variances, expected.explained_variance_, rtol=1e-4)
-    ours, theirs = baselines.reduce(pca, codes), expected.transform(codes)
+    found = pca.fit(codes, 8)
+    np.testing.assert_allclose(found.variances, expected.explained_variance_, rtol=1e-4)
+    ours, theirs = pca.reduce(found, codes), expected.transform(codes)
     signs = np.sign(np.sum(ours * theirs, axis=0))
     np.testing.assert_allclose(ours * signs, theirs, atol=2e-3)
-    assert baselines.fit_pca(codes, 100).axes.shape == (50, min(samples, 50))
+    assert pca.fit(codes, 100).axes.shape == (50, min(samples, 50))
 
 
 def test_the_loss_of_pca_is_scikit_learns_or_none_where_nothing_is_lost(tmp_path, monkeypatch):
@@ -83,16 +83,17 @@ def test_the_loss_of_pca_is_scikit_learns_or_none_where_nothing_is_lost(tmp_path
     images, _ = class_images(300)
     std = np.array([0.2, 0.3, 0.25])
     training, held_out = (part / std / 255 for part in (images[:250], images[250:]))
-    pca = PCA(10, svd_solver="full").fit(training.reshape(250, -1))
+    fitted = PCA(10, svd_solver="full").fit(training.reshape(250, -1))
     flat = held_out.reshape(50, -1)
-    expected = np.mean((flat - pca.inverse_transform(pca.transform(flat))) ** 2)
+    lost = flat - fitted.inverse_transform(fitted.transform(flat))
+    expected = np.mean(lost**2)
     for _ in range(2):  # made, and kept
-        found = baselines.kept_pca_loss(images[:250], images[250:], std, 10)
+        found = losses.kept_pca_loss(images[:250], images[250:], std, 10)
         assert found == pytest.approx(expected, rel=1e-4)
     grey = np.repeat(images[:, :, :, :1], 3, axis=3)
     for _ in range(2):
-        assert baselines.kept_pca_loss(grey[:250], grey[250:], std, 64) is not None
-        assert baselines.kept_pca_loss(grey[:250], grey[250:], std, 65) is None
+        assert losses.kept_pca_loss(grey[:250], grey[250:], std, 64) is not None
+        assert losses.kept_pca_loss(grey[:250], grey[250:], std, 65) is None
     assert len(list((tmp_path / "baselines").iterdir())) == 3
 
 
@@ -102,8 +103,8 @@ def test_centroids_are_as_near_to_their_patches_as_scikit_learns(images, monkeyp
     chosen = patches.random_patches(images, rng)
     white = patches.learn_whitening(chosen)
     points = ((chosen - white.mean) @ white.matrix).astype(np.float32)
-    monkeypatch.setattr(baselines, "KMEANS_BLOCK", 300)  # does not divide the patches
-    ours = baselines.find_centroids(points, 30)
+    monkeypatch.setattr(kmeans, "BLOCK", 300)  # does not divide the patches
+    ours = kmeans.find_centroids(points, 30)
     theirs = MiniBatchKMeans(30, batch_size=4096, n_init=1, random_state=0).fit(points)
 
     def spread(centroids):
@@ -114,10 +115,10 @@ def test_centroids_are_as_near_to_their_patches_as_scikit_learns(images, monkeyp
 
 def test_codes_without_a_net_are_kept_for_later_runs(images, tmp_path, monkeypatch):
     monkeypatch.setenv("AIR_JAX_CACHE", str(tmp_path))
-    made = baselines.kept_codes("kmeans", images[:30], images[30:], 8)
+    made = baseline_codes.kept("kmeans", images[:30], images[30:], 8)
     assert len(list((tmp_path / "baselines").iterdir())) == 1
-    monkeypatch.setattr(baselines.cache, "write_npz", None)  # nothing is made again
-    kept = baselines.kept_codes("kmeans", images[:30], images[30:], 8)
+    monkeypatch.setattr(baseline_codes.cache, "write_npz", None)  # nothing is made again
+    kept = baseline_codes.kept("kmeans", images[:30], images[30:], 8)
     for ours, theirs in zip(made, kept, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -125,7 +126,7 @@ def test_codes_without_a_net_are_kept_for_later_runs(images, tmp_path, monkeypat
 @pytest.mark.parametrize("name", ["kmeans", "smt"])
 def test_codes_have_unit_length_so_that_l2_ranks_as_the_cosine(name):
     images, _ = class_images(60, size=12)
-    database, queries = baselines.codes(name, images[:50], images[50:], code_dim=8)
+    database, queries = baseline_codes.make(name, images[:50], images[50:], code_dim=8)
     assert database.shape == (50, 8)
     assert queries.shape == (10, 8)
     assert database.dtype == queries.dtype == np.float32
@@ -144,20 +145,22 @@ def test_codes_of_the_sparse_manifold_transform_find_digits_better_than_pixels(m
 def test_images_too_small_for_patches_are_refused(name):
     images = np.zeros((4, 7, 7, 3), np.uint8)
     with pytest.raises(ValueError, match=f"'{name}' needs images of side .*, these have 7"):
-        baselines.codes(name, images, images, code_dim=8)
+        baseline_codes.make(name, images, images, code_dim=8)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("name", "known"), [("kmeans", 0.041), ("smt", 0.054)])
 def test_map_on_cifar100_is_the_known_one(cifar100, monkeypatch, name, known):
-    monkeypatch.setattr(baselines, "CENTROIDS", CENTROIDS)
+    monkeypatch.setattr(kmeans, "CENTROIDS", CENTROIDS)
     parts = splits.split(cifar100, "official")
     assert mean_precision(name, cifar100, *parts) == pytest.approx(known, abs=0.002)
 
 
 def mean_precision(name, dataset, database, queries):
     """mAP of the first retrieval by codes without a net, to 128 dimensions."""
-    codes = baselines.codes(name, dataset.images[database], dataset.images[queries], code_dim=128)
+    codes = baseline_codes.make(
+        name, dataset.images[database], dataset.images[queries], code_dim=128
+    )
     items = full_ranking.relevant_items(dataset.labels[queries], dataset.labels[database])
     ranks = full_ranking.ranks_by_distance(DeviceCodes(codes[0]), codes[1], items)
     return metrics.average_precision(ranks, len(database)).mean()

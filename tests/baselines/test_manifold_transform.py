@@ -7,8 +7,8 @@ import pytest
 import scipy.linalg
 from conftest import class_images
 
-from air_jax.models import manifold_transform, patches
-from air_jax.models.manifold_transform import GRID
+from air_jax.baselines import manifold_transform, patches
+from air_jax.baselines.manifold_transform import GRID
 
 
 @pytest.fixture(scope="module", autouse=True)

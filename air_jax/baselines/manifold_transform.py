@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
 
-from air_jax.models import patches
-from air_jax.models.patches import Whitening
+from air_jax.baselines import patches
+from air_jax.baselines.patches import Whitening
 
 # Chosen on 500 validation queries drawn from the database part of CIFAR-100.
 ATOMS = 1024  # in the dictionary, K
