@@ -31,7 +31,7 @@ Traced = Any
 
 SHARE = 0.8  # of a device's free memory that a block of queries may take
 PRECISION_AT = 10
-COPIES = 8  # of all scores, that a round holds at once
+COPIES = 12  # of all scores, that a round holds at once
 
 
 class Plan(NamedTuple):

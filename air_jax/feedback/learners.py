@@ -221,7 +221,7 @@ def support_vector(
         machines, converged = fitted[0], fitted[1].converged
     else:
         machines, converged = svm.fit_traced(samples.codes, samples.labels, **options)
-    learnt = (samples.labels < 0).any(axis=1)
+    learnt = queries.__array_namespace__().any(samples.labels < 0, axis=1)
     unconverged = learnt & ~converged
     if kernel == "linear":
         linear = Linear(scorers.linear_weights(machines), machines.intercept)

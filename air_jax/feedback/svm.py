@@ -239,7 +239,9 @@ def _check(
 
 
 def _has_two_classes(labels: np.ndarray) -> np.ndarray:
-    return (labels > 0).any(axis=1) & (labels < 0).any(axis=1)
+    xp = labels.__array_namespace__()
+    two: np.ndarray = xp.any(labels > 0, axis=1) & xp.any(labels < 0, axis=1)
+    return two
 
 
 def _class_weights(labels: np.ndarray, class_weight: str | None) -> np.ndarray:
