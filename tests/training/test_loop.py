@@ -256,6 +256,8 @@ def test_an_accelerator_waits_for_python_twice_an_epoch_at_most(
     small_config, mesh, tmp_path, plays_accelerator, monkeypatch, loader
 ):
     """And moves nothing that it is not told to, and compiles nothing after the first epochs."""
+    if loader == "tfdata":
+        pytest.importorskip("tensorflow")
     small_config.data.loader = loader
     small_config.train.epochs = 8
     small_config.log.checkpoint_steps = 0
