@@ -420,6 +420,7 @@ KINDS = (
     Kind("feedback/LEARNER.npz", "*feedback/*.npz", _npz),
     Kind("per_query.npz", "*per_query.npz", _npz),
     Kind("results.json", "*results.json", _json),
+    Kind("picture of a run's time", "*time.png", None),
     Kind("picture", "*.png", _bytes),
     Kind("baselines of a sweep", "baselines.json", _json),
     Kind("findings of a sweep", "figure[34].json", _json),

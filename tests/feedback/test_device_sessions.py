@@ -24,6 +24,16 @@ pytestmark = pytest.mark.gpu
 DEFAULT = ("none", "svc", "svc_linear", "svc_pseudo", "rocchio")
 
 
+# On several devices of a CPU, JAX 0.10 waits for ever for the threads of LAPACK.
+WAITS = jax.__version_info__ < (0, 11) and jax.default_backend() == "cpu"
+
+
+@pytest.fixture(autouse=True)
+def devices_that_end(monkeypatch):
+    if WAITS:
+        monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+
+
 @pytest.fixture
 def played_by_the_host(monkeypatch):
     """Sessions of a learner by the loop of rounds, whatever the backend."""
@@ -120,6 +130,7 @@ def test_learners_that_differ_in_numbers_alone_share_a_program(plays_accelerator
     assert (first.ap[:, 1:] != second.ap[:, 1:]).any()
 
 
+@pytest.mark.skipif(WAITS, reason="JAX 0.10 does not end on several devices of a CPU")
 @pytest.mark.parametrize("learner", ["svc", "discriminant"])
 def test_devices_divide_the_queries_among_them(learner, plays_accelerator, monkeypatch):
     data = collection(queries=22)
