@@ -3,14 +3,15 @@
 #
 #   benchmarks/gpu_suite.sh OUT [--quick]    OUT: folder for a JSON file of each part and table.md
 #
-# Parts: a whole run on random images, training against PyTorch, training by views, retrieval,
-# simulated feedback, a profile of training steps, encoding. A part that fails or runs past its own time limit is named
-# at the end, and the results of the other parts are kept. --quick tries every part at a small
-# size, with longer limits: a few minutes on two idle cores.
+# Parts: a whole run on random images, the tests that are marked gpu, training against PyTorch,
+# training by views, retrieval, simulated feedback, a profile of training steps, encoding. A part
+# that fails or runs past its own time limit is named at the end, and the results of the other parts
+# are kept. --quick tries every part at a small size, with longer limits: some minutes on two idle
+# cores.
 #
 # Environment: PYTHON=interpreter with air_jax installed (default python3). On a machine without a
 # network `ln -s ../configs air_jax/configs` does instead of installing air_jax. Without PyTorch
-# nothing is compared with it.
+# nothing is compared with it; without pytest and hypothesis no test runs.
 set -uo pipefail
 if [ $# -lt 1 ] || [ "$1" = --help ]; then
   sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"
@@ -64,22 +65,28 @@ images = random.integers(0, 256, (count, 32, 32, 3), np.uint8)
 np.savez(sys.argv[1], image=images, label=np.arange(count) % 100)
 END
 
-run 110 everything '--config.retrieval.baselines=("random","untrained")' \
+run 100 everything '--config.retrieval.baselines=("random","untrained")' \
   '--config.feedback.learners=("none","svc","discriminant")'
 mkdir -p "$out/everything" && cp "$work/everything/results.json" "$out/everything/"
 
-train+=(--depths "$depth" --dtype=bfloat16)
-measure 110 train_600 train_throughput "${train[@]}" --batches 600 "${torch[@]}" "$@"
-measure 50 train train_throughput "${train[@]}" --batches 160 2400 "$@"
-measure 40 views views_throughput --config=contrastive --dtype=bfloat16 --parts "$@"
-measure 65 retrieval retrieval --peers "${peers[@]}" --largest=2000000 "$@"
-measure 70 feedback feedback --sample=12 --processes 1 "$@"
+if "$python" -c 'import pytest, hypothesis' 2>/dev/null; then
+  part 60 tests -m pytest -q -m gpu tests
+else
+  echo "pytest or hypothesis is missing: the tests that are marked gpu are left out"
+fi
 
-run 50 profile --stages=train --config.profile --config.train.steps_per_call=5 \
+train+=(--depths "$depth" --dtype=bfloat16)
+measure 100 train_600 train_throughput "${train[@]}" --batches 600 "${torch[@]}" "$@"
+measure 50 train train_throughput "${train[@]}" --batches 160 2400 "$@"
+measure 35 views views_throughput --config=contrastive --dtype=bfloat16 --parts "$@"
+measure 60 retrieval retrieval --peers "${peers[@]}" --largest=2000000 "$@"
+measure 60 feedback feedback --sample=12 --processes 1 "$@"
+
+run 45 profile --stages=train --config.profile --config.train.steps_per_call=5 \
   --config.data.train_images=$((count / 5))
 cp -r "$work/profile/profile" "$out/"
 
-measure 40 encode encode_throughput --depths "$depth" --images=60000 --batch=2048 \
+measure 30 encode encode_throughput --depths "$depth" --images=60000 --batch=2048 \
   --dtypes float32 bfloat16 "$@"
 
 "$python" benchmarks/table.py "$out" >"$out/table.md" && cat "$out/table.md"
