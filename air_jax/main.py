@@ -98,10 +98,10 @@ def _check_order(wanted: list[str], workdir: WorkDir, anew: bool) -> None:
 
 
 def _hint(wanted: list[str], depth: int, workdir: WorkDir) -> None:
-    import jax
+    from air_jax.runtime import sharding
 
     trains = "train" in wanted and workdir.why_redo("train")
-    if trains and depth >= DEEP and jax.default_backend() == "cpu":
+    if trains and depth >= DEEP and sharding.on_cpu():
         say(
             f"hint: depth {depth} is for a GPU or TPU, and this is a CPU. --dry-run estimates "
             "the time; configs/cifar100_small.py is made for two cores."

@@ -30,7 +30,6 @@ from air_jax.search.scorers import OUTSIDE, Near, Scorer
 Traced = Any
 
 SHARE = 0.8  # of a device's free memory that a block of queries may take
-PRECISION_AT = 10
 COPIES = 12  # of all scores, that a round holds at once
 
 
@@ -290,8 +289,6 @@ def _sessions(
     def measured(scores: Traced, marks: Marks, lesson: Lesson | None) -> dict[str, Traced]:
         of_relevant, of_marked = ranks(scores, marks)
         residual = metrics.residual_ranks(of_relevant, of_marked, size)
-        has_residual = (residual < size).any(axis=1)
-        precision = metrics.precision_at(residual, PRECISION_AT)
         none = jnp.zeros((count, 0), jnp.int32)
         pseudo = jnp.asarray(lesson.pseudo_negatives) if lesson else none
         taken = pseudo != OUTSIDE
@@ -299,7 +296,7 @@ def _sessions(
         return {
             "ap": metrics.average_precision(of_relevant, size),
             "residual_ap": metrics.average_precision(residual, size),
-            "residual_precision": jnp.where(has_residual, precision, jnp.nan),
+            "residual_precision": metrics.residual_precision(residual, size),
             "relevant_marks": marks.relevant.sum(axis=1),
             "marks": (marks.positions != OUTSIDE).sum(axis=1),
             "pseudo_negatives": taken.sum(axis=1),

@@ -197,7 +197,7 @@ def simulate(
     own = np.arange(count)[distributed.share(count)]
     fixed = with_solver(learner, solver) if isinstance(learner, str) else learner
     planned = None
-    if jax.default_backend() != "cpu":
+    if not sharding.on_cpu():
         planned = device_sessions.plan(
             fixed,
             rounds=rounds_count,
@@ -292,13 +292,12 @@ def _judge_rounds(
         items = np.concatenate([relevant, result.marks.positions], axis=1)
         ranks = full_ranking.ranks(result.scores, items)
         residual = metrics.residual_ranks(ranks[:, :split], ranks[:, split:], size)
-        has_residual = (residual < size).any(axis=1)
         pseudo = result.pseudo_negatives
         columns.append(
             (
                 metrics.average_precision(ranks[:, :split], size),
                 metrics.average_precision(residual, size),
-                np.where(has_residual, metrics.precision_at(residual, TOP), np.nan),
+                metrics.residual_precision(residual, size),
                 result.marks.relevant.sum(axis=1),
                 np.full(len(labels), result.marks.positions.shape[1]),
                 np.full(len(labels), pseudo.shape[1]),

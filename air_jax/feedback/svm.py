@@ -36,6 +36,7 @@ from sklearn.svm import SVC
 
 from air_jax.feedback import interior_point
 from air_jax.feedback.interior_point import optimality_gap
+from air_jax.runtime import sharding
 from air_jax.search.scorers import ROUNDING, Machine
 
 KERNELS = ("linear", "rbf")
@@ -261,7 +262,7 @@ def _class_weights(labels: np.ndarray, class_weight: str | None) -> np.ndarray:
 def _solve_on_all_cores(*arrays: np.ndarray, **options: Any) -> _Solution:
     """`_solve` in as many threads as help: XLA does a solver's steps in order, on one core."""
     solve = partial(_solve, **options)
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = sharding.on_cpu()
     threads = min(CORES, math.ceil(len(arrays[0]) / SLOTS_ON_CPU)) if on_cpu else 1
     if threads <= 1:
         return solve(*arrays)
@@ -286,7 +287,7 @@ def _solve(
     """
     problems = [padded(array, 1) for array in (samples, labels.astype(np.float64), upper)]
     count, width = problems[1].shape
-    slots = min(count, SLOTS_ON_CPU if jax.default_backend() == "cpu" else SLOTS)
+    slots = min(count, SLOTS_ON_CPU if sharding.on_cpu() else SLOTS)
     multipliers = np.zeros((count, width))
     intercepts, gammas, gaps = np.zeros(count), np.zeros(count), np.zeros(count)
     iterations = np.zeros(count, np.int32)

@@ -152,6 +152,22 @@ def make_net(
     return Net(*split, jnp.asarray(mean), jnp.asarray(std), precision=precision)
 
 
+def untrained_net(
+    architecture: Architecture | ConvArchitecture,
+    mean: np.ndarray | jax.Array,
+    std: np.ndarray | jax.Array,
+    *,
+    objective: str,
+    dtype: str,
+    remat: bool,
+    rngs: nnx.Rngs,
+) -> Net:
+    """A net as its training begins; `dtype` is one of `DTYPES`. For use in jit or `eval_shape`."""
+    precision = DTYPES[dtype]
+    model = make_module(architecture, objective, remat=remat, dtype=precision.dtype, rngs=rngs)
+    return make_net(model, mean, std, precision)
+
+
 def parameter_names(params: nnx.State) -> list[str]:
     """Dotted names of all parameters: `encoder.convs.0.conv.kernel`, ..."""
     paths = [path for path, _ in nnx.to_flat_state(params)]

@@ -12,14 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from air_jax.models.encode import encode_batch
-from air_jax.models.net import (
-    DTYPES,
-    Net,
-    architecture_of,
-    make_module,
-    make_net,
-    parameter_names,
-)
+from air_jax.models.net import Net, architecture_of, parameter_names, untrained_net
 from air_jax.models.readout import Readout
 from air_jax.runtime import sharding
 from air_jax.runtime.atomic_files import read_npz, write_npz
@@ -110,18 +103,18 @@ def _untrained(about: dict[str, Any]) -> Net:
     config, shape = about["config"], tuple(about["image_shape"])
     model = {key[6:]: value for key, value in config.items() if key.startswith("model.")}
     architecture = architecture_of(model, shape)
-    precision = DTYPES[config.get("train.dtype", "float32")]
 
     def make() -> Net:
         channel = jnp.zeros(shape[2])
-        model = make_module(
+        return untrained_net(
             architecture,
-            config.get("train.objective", "reconstruction"),
+            channel,
+            channel,
+            objective=config.get("train.objective", "reconstruction"),
+            dtype=config.get("train.dtype", "float32"),
             remat=config.get("train.remat", False),
-            dtype=precision.dtype,
             rngs=nnx.Rngs(0),
         )
-        return make_net(model, channel, channel, precision)
 
     net: Net = jax.eval_shape(make)
     return net

@@ -4,7 +4,6 @@ import math
 import time
 from typing import Any
 
-import jax
 import numpy as np
 from sklearn.neighbors import KNeighborsClassifier
 
@@ -220,7 +219,7 @@ def _retrieve(job: Job, workdir: WorkDir) -> tuple[dict[str, Any], list[str]]:
     metric, precision = job.config.retrieval.metric, job.config.retrieval.precision
 
     # A mesh on a CPU would only divide its cores anew.
-    mesh = None if jax.default_backend() == "cpu" else sharding.local(job.mesh)
+    mesh = None if sharding.on_cpu() else sharding.local(job.mesh)
 
     def ranking_of(
         name: str, database_codes: np.ndarray, query_codes: np.ndarray

@@ -144,7 +144,7 @@ class DeviceCodes:
         match scorer:
             case Near(points):
                 return distances.negative_distances(jnp.asarray(points), self.centred, self.lengths)
-            case Kernel() if jax.default_backend() == "cpu":
+            case Kernel() if sharding.on_cpu():
                 return self._shared_decisions(scorer)
             case Mixture(kernel, near, weights):
                 return weights[:, :1] * self.scores(kernel) + weights[:, 1:] * self.scores(near)

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from air_jax.runtime import sharding
+
 BLOCK = 64  # queries at a time on a CPU: 64 x 50,000 float32 are 13 MB
 SCORES_BYTES = 2**30  # of the scores of a block of queries on an accelerator
 METRICS = ("l2", "standardised", "cosine", "inner_product")
@@ -128,7 +130,7 @@ def best_unmarked(scores: jax.Array, marked: jax.Array, count: int) -> tuple[jax
 
 def queries_at_once(count: int, size: int) -> int:
     """Of so many queries over so many codes: as many as a cache, or an accelerator, is good for."""
-    if jax.default_backend() == "cpu":
+    if sharding.on_cpu():
         return BLOCK
     most = max(BLOCK, SCORES_BYTES // (4 * size))
     return math.ceil(count / max(1, math.ceil(count / most)))

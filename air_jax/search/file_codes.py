@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from air_jax.runtime.atomic_files import write_json
-from air_jax.runtime.sharding import free_memory
+from air_jax.runtime.sharding import free_memory, on_cpu
 from air_jax.search import distances, scorers
 from air_jax.search.codes import (
     ROWS,
@@ -180,7 +180,7 @@ class FileCodes:
     @cached_property
     def _kept(self) -> list[tuple[np.int32, jax.Array]] | None:
         """All tiles, where an accelerator has room for them; a CPU reads the file's own pages."""
-        if jax.default_backend() == "cpu":
+        if on_cpu():
             return None
         room = SHARE * free_memory(jax.local_devices()[0])
         return list(_tiles(self.stored, KEPT_TILE)) if self.stored.nbytes <= room else None

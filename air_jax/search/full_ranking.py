@@ -63,7 +63,7 @@ def first_unmarked(scores: jax.Array, marked: np.ndarray, count: int) -> np.ndar
     Returns:
         [B, count] int32 positions: processes that gather them agree on the dtype.
     """
-    if jax.default_backend() == "cpu":
+    if sharding.on_cpu():
         return first_by_partition(np.asarray(scores), marked, count)
     values, positions = best_unmarked(scores, marked, count)
     if count and bool(_others_tie(scores, marked, values)):
@@ -125,7 +125,7 @@ def ranks(scores: jax.Array, items: np.ndarray) -> np.ndarray:
     Returns:
         [Q, M] int32 from 0; N for padding.
     """
-    if jax.default_backend() == "cpu":
+    if sharding.on_cpu():
         return ranks_by_sorting(np.asarray(scores), np.asarray(items))
     return np.asarray(ranks_by_bisection(scores, items, tie_order(scores.shape[1])))
 
@@ -266,7 +266,7 @@ def ranking_by_distance(
     parts = zip(blocks(codes.centre(queries), block), blocks(items, block), strict=True)
     arrays = codes.centred, codes.lengths
     found: Iterator[tuple[Any, Any]]
-    if codes.mesh is None and jax.default_backend() == "cpu":
+    if codes.mesh is None and sharding.on_cpu():
         none = np.zeros((block, 0), np.int32)
         started = ((negative_distances(part, *arrays, precision), wanted) for part, wanted in parts)
         found = (

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+PRECISION_AT = 10  # images, of `residual_precision`
+
 
 def average_precision(ranks: np.ndarray, size: int) -> np.ndarray:
     """Average precision over the whole ranking (eq 7).
@@ -75,6 +77,13 @@ def residual_ranks(relevant_ranks: np.ndarray, marked_ranks: np.ndarray, size: i
     after = _places(marked, relevant_ranks, "right")
     gone = (after > before) | (relevant_ranks >= size)
     return xp.where(gone, size, relevant_ranks - before)
+
+
+def residual_precision(residual: np.ndarray, size: int) -> np.ndarray:
+    """`precision_at` the first `PRECISION_AT` of `residual_ranks`, [Q]; NaN where none is left."""
+    xp = residual.__array_namespace__()
+    left = (residual < size).any(axis=1)
+    return xp.where(left, precision_at(residual, PRECISION_AT), np.nan)
 
 
 def _places(ordered: np.ndarray, values: np.ndarray, side: Literal["left", "right"]) -> np.ndarray:

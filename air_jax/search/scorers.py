@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from air_jax.runtime import sharding
 from air_jax.search.distances import negative_distances
 
 TILE = 1024  # codes, at least, whose distances to all samples are held at once
@@ -229,7 +230,7 @@ def rbf_decisions(machines: Machine, codes: jax.Array) -> jax.Array:
 
     count, samples = machines.coefficients.shape
     at_once = max(1, min(count, BATCHED // (samples * len(codes))))
-    on_cpu = jax.default_backend() == "cpu"
+    on_cpu = sharding.on_cpu()
     return jax.lax.map(decide, machines, batch_size=None if on_cpu else at_once)
 
 

@@ -34,8 +34,8 @@ class Checkpoints:
     the states before it. In it are the checksums of its files, since neither Orbax nor TensorStore
     notices every flipped byte. All processes of a run call each method alike.
 
-    A thread writes, so that training can go on meanwhile. Every method first waits for the state
-    that is being written.
+    A thread writes, so that training can go on meanwhile. Every method but `check` first
+    waits for the state that is being written.
     """
 
     def __init__(self, directory: Path, keep: int = 2):

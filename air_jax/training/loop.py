@@ -18,14 +18,7 @@ from jax.sharding import Mesh
 from threadpoolctl import threadpool_limits
 
 from air_jax.data.loaders import make_loader, resident
-from air_jax.models.net import (
-    DTYPES,
-    Net,
-    architecture_of,
-    make_module,
-    make_net,
-    parameter_names,
-)
+from air_jax.models.net import Net, architecture_of, parameter_names, untrained_net
 from air_jax.runtime import cpu, distributed, sharding, signals
 from air_jax.runtime.checksums import read_checked_json, write_checked_json
 from air_jax.runtime.progress import Progress, duration, say
@@ -166,17 +159,17 @@ def _new_net(
 ) -> Callable[[jax.Array, jax.Array, jax.Array], Net]:
     """The net as a function of seed, mean and std: all seeds share a compilation."""
     architecture = architecture_of(config.model, image_shape)
-    precision = DTYPES[config.train.dtype]
 
     def new_net(seed: jax.Array, mean: jax.Array, std: jax.Array) -> Net:
-        model = make_module(
+        return untrained_net(
             architecture,
-            config.train.objective,
+            mean,
+            std,
+            objective=config.train.objective,
+            dtype=config.train.dtype,
             remat=config.train.remat,
-            dtype=precision.dtype,
             rngs=nnx.Rngs(jax.random.key(seed)),
         )
-        return make_net(model, mean, std, precision)
 
     return new_net
 

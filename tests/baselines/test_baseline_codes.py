@@ -6,6 +6,7 @@ from conftest import class_images
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.decomposition import PCA
 from sklearn.metrics import pairwise_distances
+from test_manifold_transform import white_patches
 
 from air_jax.baselines import baseline_codes, kmeans, losses, manifold_transform, patches, pca
 from air_jax.data import datasets, splits
@@ -17,17 +18,12 @@ CENTROIDS = kmeans.CENTROIDS
 
 def brute_force(dictionary, image):
     """The features of one image, patch by patch, in NumPy."""
-    places = range(0, len(image) - patches.SIDE + 1, patches.STRIDE)
-    half = len(places) // 2
+    white = white_patches(dictionary.whitening, image)
+    half = len(white) // 2
     quadrants = np.zeros((2, 2, len(dictionary.centroids)))
-    for i, row in enumerate(places):
-        for j, column in enumerate(places):
-            patch = image[row : row + patches.SIDE, column : column + patches.SIDE].ravel()
-            patch = patch.astype(np.float64)
-            patch = (patch - patch.mean()) / np.sqrt(patch.var() + patches.CONTRAST_FLOOR)
-            white = (patch - dictionary.whitening.mean) @ dictionary.whitening.matrix
-            distances = pairwise_distances(white[None], dictionary.centroids)[0]
-            quadrants[int(i >= half), int(j >= half)] += np.maximum(distances.mean() - distances, 0)
+    for i, j in np.ndindex(white.shape[:2]):
+        distances = pairwise_distances(white[i, j][None], dictionary.centroids)[0]
+        quadrants[int(i >= half), int(j >= half)] += np.maximum(distances.mean() - distances, 0)
     return (quadrants.ravel() / half**2) ** kmeans.POWER
 
 

@@ -30,20 +30,25 @@ def transform(images):
     return manifold_transform.learn(images)
 
 
-def sparse_codes(transform, image):
-    """A of one image, [W, W, K], patch by patch."""
+def white_patches(whitening, image):
+    """Whitened patches of one image, [W, W, P] float64, patch by patch, in NumPy."""
     places = range(0, len(image) - patches.SIDE + 1, patches.STRIDE)
-    codes = np.zeros((len(places), len(places), len(transform.atoms)))
-    atoms = transform.atoms.astype(np.float64)
+    found = np.empty((len(places), len(places), len(whitening.mean)))
     for i, row in enumerate(places):
         for j, column in enumerate(places):
             patch = image[row : row + patches.SIDE, column : column + patches.SIDE].ravel()
             patch = patch.astype(np.float64)
             patch = (patch - patch.mean()) / np.sqrt(patch.var() + patches.CONTRAST_FLOOR)
-            white = (patch - transform.whitening.mean) @ transform.whitening.matrix
-            cosines = atoms @ white / np.linalg.norm(white) / np.linalg.norm(atoms, axis=1)
-            codes[i, j] = np.maximum(cosines - manifold_transform.THRESHOLD, 0)
-    return codes
+            found[i, j] = (patch - whitening.mean) @ whitening.matrix
+    return found
+
+
+def sparse_codes(transform, image):
+    """A of one image, [W, W, K]."""
+    white = white_patches(transform.whitening, image)
+    atoms = transform.atoms.astype(np.float64)
+    lengths = np.linalg.norm(white, axis=-1, keepdims=True) * np.linalg.norm(atoms, axis=1)
+    return np.maximum(white @ atoms.T / lengths - manifold_transform.THRESHOLD, 0)
 
 
 def equations(transform, images):

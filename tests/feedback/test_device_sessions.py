@@ -10,8 +10,8 @@ from test_extending import mean_direction
 from test_simulated_user import (
     MARKS,
     ROUNDS,
+    assert_equal_to_scikit_learn,
     collection,
-    reference_session,
     simulate,
 )
 
@@ -78,17 +78,7 @@ def test_a_program_plays_what_the_host_plays(learner, plays_accelerator, played_
 )
 def test_a_program_plays_what_numpy_and_scikit_learn_play(learner, kernel, C, plays_accelerator):
     data = collection(size=400, queries=200)
-    database, labels, queries, query_labels = data
-    found = simulate(learner, data, block=64)
-    expected = np.stack(
-        [
-            reference_session(kernel, C, database, labels, query, label)
-            for query, label in zip(queries, query_labels, strict=True)
-        ]
-    )
-    ours = np.stack([found.ap, found.residual_ap, found.baseline_residual_ap], axis=-1)
-    np.testing.assert_allclose(ours, expected, atol=1e-3)
-    np.testing.assert_allclose(ours.mean(axis=0), expected.mean(axis=0), atol=1e-4)
+    assert_equal_to_scikit_learn(simulate(learner, data, block=64), data, kernel, C)
 
 
 def test_the_host_starts_programs_and_reads_their_results(plays_accelerator):

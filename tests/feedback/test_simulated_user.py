@@ -68,8 +68,11 @@ def reference_session(kernel, C, database, labels, query, label):
 )
 def test_sessions_equal_those_of_numpy_and_scikit_learn(learner, kernel, C):
     data = collection(size=400, queries=200)
+    assert_equal_to_scikit_learn(simulate(learner, data, block=64), data, kernel, C)
+
+
+def assert_equal_to_scikit_learn(simulation, data, kernel, C):
     database, labels, queries, query_labels = data
-    simulation = simulate(learner, data, block=64)
     expected = np.stack(
         [
             reference_session(kernel, C, database, labels, query, label)
